@@ -1,0 +1,38 @@
+"""Checks of arguments: one function a condition, one sentence an error.
+
+Only concrete Python numbers are judged: a traced value (for example under
+``optax.inject_hyperparams``) has no value yet and passes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a plain Python number whose value can be judged now."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def positive(name: str, value: Any, meaning: str) -> None:
+    """Raises ValueError unless the number `value` is above zero and finite."""
+    if is_number(value) and not 0 < value < float("inf"):
+        raise ValueError(f"Expected {name} > 0 and finite, got {name}={value!r}: {meaning}")
+
+
+def at_least(name: str, value: Any, minimum: float, meaning: str) -> None:
+    """Raises ValueError unless the number `value` is at least `minimum`."""
+    if is_number(value) and not value >= minimum:
+        raise ValueError(f"Expected {name} >= {minimum}, got {name}={value!r}: {meaning}")
+
+
+def fraction(name: str, value: Any, meaning: str) -> None:
+    """Raises ValueError unless the number `value` lies in [0, 1)."""
+    if is_number(value) and not 0 <= value < 1:
+        raise ValueError(f"Expected 0 <= {name} < 1, got {name}={value!r}: {meaning}")
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of the `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Expected {name} to be one of {listed}; got {name}={value!r}.")
