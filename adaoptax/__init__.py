@@ -1,0 +1,73 @@
+"""Gradient noise, adaptive batch sizes and AdaScale for JAX and Optax.
+
+Measure (`value_grad_and_stats`, `measure`), decide (`norm_test`, ..., `required_batch_size`), adapt
+the step (`adascale`, ...), act on the host (`GrowthPolicy`, `BatchLoader`).
+"""
+
+from adaoptax import measure
+from adaoptax.batch_tests import (
+    BatchTestState,
+    augmented_inner_product_test,
+    coordinate_test,
+    inner_product_test,
+    norm_test,
+    required_batch_size,
+)
+from adaoptax.extra_args import bind_extra_args
+from adaoptax.loop import Batch, BatchLoader, GrowthPolicy
+from adaoptax.measure.stacked import stats_from_groups
+from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
+from adaoptax.scaling import (
+    ScaleByAdaGradNormState,
+    ScaleByAdaScaleState,
+    SkipNonfiniteState,
+    adadagrad,
+    adadagrad_norm,
+    adagrad_norm,
+    adascale,
+    adascale_gain,
+    scale_by_adagrad_norm,
+    scale_by_adascale,
+    skip_nonfinite,
+)
+from adaoptax.stats import GradientStats, merge_stats, noise_scale, orthogonal_variance, signal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # Statistics
+    "GradientStats",
+    "merge_stats",
+    "noise_scale",
+    "orthogonal_variance",
+    "signal",
+    # Measuring
+    "measure",
+    "stats_from_groups",
+    "value_grad_and_stats",
+    # Deciding
+    "BatchTestState",
+    "augmented_inner_product_test",
+    "coordinate_test",
+    "inner_product_test",
+    "norm_test",
+    "required_batch_size",
+    # Adapting the step
+    "ScaleByAdaGradNormState",
+    "ScaleByAdaScaleState",
+    "SkipNonfiniteState",
+    "adadagrad",
+    "adadagrad_norm",
+    "adagrad_norm",
+    "adascale",
+    "adascale_gain",
+    "scale_by_adagrad_norm",
+    "scale_by_adascale",
+    "skip_nonfinite",
+    # Acting on the host
+    "Batch",
+    "BatchLoader",
+    "GrowthPolicy",
+    # For trainers that pass nothing extra
+    "bind_extra_args",
+]  # fmt: skip

@@ -1,0 +1,73 @@
+"""The augmented inner-product test: agreement along the gradient, and little noise across it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from adaoptax import _validate
+from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
+from adaoptax.batch_tests.inner_product import required_along, variance_along
+from adaoptax.stats import orthogonal_variance
+
+
+def augmented_inner_product_test(
+    theta: Any,
+    nu: Any,
+    *,
+    signal: str = "debiased",
+    dataset_size: Any = None,
+    decay: Any = None,
+    interval: Any = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""States the batch size that passes the inner-product **and** the orthogonality test.
+
+    .. math:: b = \max\left(\frac{V_{ip}}{\theta^2 \lVert g \rVert^4},
+        \frac{V_{or}}{\nu^2 \lVert g \rVert^2}\right), \qquad
+        V_{or} = S^2 - \frac{V_{ip}}{\lVert g \rVert^2}
+
+    It asks for as much accuracy as a norm test with :math:`\eta^2 = \theta^2 + \nu^2`. The pair
+    (0.9, 5.84) of the paper is therefore a norm test with :math:`\eta = 5.9`, which in high
+    dimension hardly ever fires: choose tolerances for the accuracy that you want.
+
+    Args:
+        theta: :math:`\theta`, relative accuracy along the gradient (it enters squared).
+        nu: :math:`\nu`, relative accuracy across the gradient (it enters squared).
+        signal: As in `norm_test`.
+        dataset_size: As in `norm_test`.
+        decay: As in `norm_test`; averages :math:`V_{ip}`, :math:`V_{or}` and the signal.
+        interval: As in `norm_test`.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with `BatchTestState`; `update` requires
+        ``stats=`` with inner products, and raises ValueError if they were not measured.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> grads, stats = adaoptax.stats_from_groups(rows, group_size=1)
+        >>> tx = adaoptax.augmented_inner_product_test(theta=10, nu=0.25, signal="plug-in")
+        >>> _, state = tx.update(grads, tx.init(grads), stats=stats)
+        >>> round(float(adaoptax.required_batch_size(state)), 2)
+        10.67
+
+    References:
+        Bollapragada et al., `Adaptive Sampling Strategies for Stochastic Optimization
+        <https://arxiv.org/abs/1710.11258>`_, 2018, equations 2.6 and 3.3; Espath et al.,
+        `On the equivalence of different adaptive batch size selection strategies
+        <https://arxiv.org/abs/2109.10933>`_, 2021.
+    """
+    _validate.positive("theta", theta, "it is the tolerated relative error along the gradient.")
+    _validate.positive("nu", nu, "it is the tolerated relative error across the gradient.")
+    formula = scalar_formula(
+        "augmented_inner_product_test",
+        noises=(variance_along, orthogonal_variance),
+        required=lambda noises, sq_signal: jnp.fmax(
+            required_along(noises[0], theta, sq_signal), tolerated(noises[1], nu, sq_signal)
+        ),
+        signal_kind=signal,
+    )
+    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)

@@ -1,0 +1,151 @@
+"""The one engine of `per_example` and `groups`: gradients of contiguous groups, chunk by chunk.
+
+    batch [B] -> [chunks, groups of a chunk, rows of a group]
+
+Groups of a chunk are differentiated at once by vmap, chunks one after another in a loop whose
+carry is a running mean gradient and its scatter. `per_example` has one row a group, `groups` one
+group a chunk. Chunks of padding alone at the end of a masked batch are never computed: the bound
+of the loop is a traced number, so one compiled step serves every real size up to its capacity.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax._tree import ArrayTree
+from adaoptax.measure import moments as m
+from adaoptax.measure.aux import combine_aux, weighted_mean
+from adaoptax.measure.loss import Loss, Measured
+from adaoptax.measure.rows import check_mask, count_rows, cut, pad_groups, replace_padding
+
+
+def measure_groups(
+    loss: Loss,
+    params: ArrayTree,
+    batch: ArrayTree,
+    args: tuple,
+    mask: Any,
+    *,
+    num_groups: int,
+    chunk_size: int,
+    statistics: tuple[str, ...],
+) -> Measured:
+    """Loss, mean gradient and statistics of `num_groups` groups, `chunk_size` of them at once."""
+    num_rows = count_rows(batch)
+    rows = num_rows // num_groups
+    num_chunks = -(-num_groups // chunk_size)
+    dtype = _tree.scalar_dtype(params)
+
+    if mask is None:
+        row_weight = jnp.ones(num_rows, dtype)
+    else:
+        row_weight = check_mask(mask, num_rows).astype(dtype)
+        batch = replace_padding(batch, row_weight)
+
+    def into_chunks(tree: ArrayTree) -> ArrayTree:
+        return cut(pad_groups(tree, num_chunks * chunk_size), (num_chunks, chunk_size))
+
+    one_key, args = args, loss.split_keys(args, num_groups)
+    inputs = into_chunks(cut(batch, (num_groups, rows)))
+    keys = loss.map_keys(into_chunks, args)
+    added = num_chunks * chunk_size - num_groups
+    row_weight = cut(
+        jnp.pad(row_weight.reshape(num_groups, rows), ((0, added), (0, 0))),
+        (num_chunks, chunk_size),
+    )
+    weights = m.GroupWeights(row_weight.sum(-1), (row_weight**2).sum(-1))
+    chunk_weight = weights.weight.sum(-1)
+
+    grad = group_gradient(loss, may_hold_padding=mask is not None and rows > 1)
+
+    def differentiate(i: Any) -> tuple[tuple[jax.Array, Any], ArrayTree]:
+        """(loss, aux) and gradients of the groups of chunk i, stacked."""
+        at_i = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+        chunk = (jax.tree.map(at_i, inputs), at_i(row_weight), loss.map_keys(at_i, keys))
+        if chunk_size > 1:
+            axes = (None, 0, 0, loss.key_axes(args))
+            return jax.vmap(grad, in_axes=axes)(params, *chunk)
+        first = lambda x: x[0]
+        group = (jax.tree.map(first, chunk[0]), chunk[1][0], loss.map_keys(first, chunk[2]))
+        return jax.tree.map(lambda x: x[None], grad(params, *group))
+
+    coordinate = "coordinate" in statistics
+    value_shapes, grad_shapes = jax.eval_shape(differentiate, 0)
+    products = None
+    if num_chunks == 1:
+        values, grads = differentiate(0)
+        moments = m.chunk_moments(grads, weights.weight[0], coordinate)
+        if "inner" in statistics:
+            products = m.inner_products(grads, moments.mean)
+    else:
+        before = jnp.cumsum(chunk_weight) - chunk_weight
+
+        def step(i: Any, carry: tuple[m.Moments, Any]) -> tuple[m.Moments, Any]:
+            moments, values = carry
+            new_values, grads = differentiate(i)
+            chunk = m.chunk_moments(grads, weights.weight[i], coordinate)
+            values = jax.tree.map(lambda every, new: every.at[i].set(new), values, new_values)
+            return m.add_chunk(moments, chunk, before[i], chunk_weight[i]), values
+
+        one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), grad_shapes)
+        empty = jax.tree.map(lambda s: jnp.zeros((num_chunks, *s.shape), s.dtype), value_shapes)
+        bound = num_chunks if mask is None else _last_real(chunk_weight)
+        start = (m.zero_moments(one, coordinate), empty)
+        moments, values = jax.lax.fori_loop(0, bound, step, start)
+        values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+        if "inner" in statistics:
+            # The mean is known only now: a second pass keeps the memory at one chunk.
+            def inner(i: Any, products: jax.Array) -> jax.Array:
+                return products.at[i].set(m.inner_products(differentiate(i)[1], moments.mean))
+
+            none = jnp.zeros((num_chunks, chunk_size), moments.scatter.dtype)
+            products = jax.lax.fori_loop(0, bound, inner, none).reshape(-1)
+
+    weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
+    stats = m.to_stats(moments, weights, products)
+    grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
+    losses, aux = values
+    if loss.has_aux:
+        whole = jax.eval_shape(lambda p, b: loss(p, b, one_key), params, batch)[1]
+        aux = combine_aux(aux, weights.weight, rows, whole)
+    any_real = jnp.max(weights.weight) > 0
+    value = jnp.where(any_real, weighted_mean(losses, weights.weight), jnp.nan)
+    return (value, aux), grads, stats
+
+
+def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
+    """``f(params, rows, weight, args)`` → ``((loss, aux), grads)`` of one group."""
+
+    def whole(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
+        del weight
+        return loss(params, rows, args)
+
+    def row_by_row(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
+        args_of_rows = loss.split_keys(args, weight.shape[0])
+        row = lambda x, row_args: loss(params, jax.tree.map(lambda x: x[None], x), row_args)
+        values, aux = jax.vmap(row, in_axes=(0, loss.key_axes(args)))(rows, args_of_rows)
+        if loss.has_aux:
+            as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
+            aux = combine_aux(aux, weight, 1, as_whole)
+        return weighted_mean(values, weight), aux
+
+    gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
+    if not may_hold_padding:
+        return gradient(whole)
+
+    def either(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
+        # A full group is the user's loss as it stands, so BatchNorm sees a real small batch.
+        full = (jnp.min(weight) == jnp.max(weight)) & (weight[0] > 0)
+        branch = lambda fn: lambda: gradient(fn)(params, rows, weight, args)
+        return jax.lax.cond(full, branch(whole), branch(row_by_row))
+
+    return either
+
+
+def _last_real(chunk_weight: jax.Array) -> jax.Array:
+    """One past the index of the last chunk with a real row."""
+    index = jnp.arange(1, chunk_weight.shape[0] + 1)
+    return jnp.max(jnp.where(chunk_weight > 0, index, 0))

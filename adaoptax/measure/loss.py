@@ -1,0 +1,60 @@
+"""The user's loss, and what a way of measuring needs to know about it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from adaoptax._tree import ArrayTree
+from adaoptax.stats import GradientStats
+
+
+class Loss(NamedTuple):
+    """A mean loss over the leading axis of a batch.
+
+    Attributes:
+        fn: ``fn(params, batch, *args)`` → loss, or ``(loss, aux)``.
+        has_aux: Whether `fn` returns `aux`.
+        key_argnums: Positions (counted in `fn`) of the random keys.
+    """
+
+    fn: Callable[..., Any]
+    has_aux: bool
+    key_argnums: tuple[int, ...]
+
+    def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
+        """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""
+        out = self.fn(params, batch, *args)
+        return out if self.has_aux else (out, None)
+
+    def split_keys(self, args: tuple, num: int) -> tuple:
+        """Gives every random key in `args` a leading axis of `num` independent keys."""
+        split = lambda key: jax.random.split(key, num)
+        return tuple(
+            jax.tree.map(split, arg) if 2 + i in self.key_argnums else arg
+            for i, arg in enumerate(args)
+        )
+
+    def map_keys(self, fn: Callable[[Any], Any], args: tuple) -> tuple:
+        """Applies `fn` to the leaves of the random keys in `args`."""
+        return tuple(
+            jax.tree.map(fn, arg) if 2 + i in self.key_argnums else arg
+            for i, arg in enumerate(args)
+        )
+
+    def key_axes(self, args: tuple) -> tuple:
+        """`in_axes` for `args` under vmap: 0 for random keys, None for all else."""
+        return tuple(0 if 2 + i in self.key_argnums else None for i in range(len(args)))
+
+
+Measured = tuple[tuple[jax.Array, Any], ArrayTree, GradientStats]
+
+
+class Method(Protocol):
+    """A way of measuring: turns a loss into a function that measures it."""
+
+    def __call__(
+        self, loss: Loss
+    ) -> Callable[[ArrayTree, ArrayTree, tuple, jax.Array | None], Measured]:
+        """Returns ``f(params, batch, args, mask)`` → ``((loss, aux), grads, stats)``."""
+        ...

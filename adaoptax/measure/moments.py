@@ -1,0 +1,184 @@
+"""Weighted mean and scatter of group gradients: one chunk at a time, merged by Chan's formula.
+
+Group j has real rows of weights w (all one without a mask), W_j = Σw, V_j = Σw², mean gradient h_j.
+With W = ΣW_j and V = ΣV_j the mean is g = Σ W_j h_j / W, and
+
+    S² = Σ_j W_j ‖h_j − g‖² / (Σ_j V_j/W_j − V/W),        B = W²/V
+
+is unbiased for any weights that do not depend on the gradients. For real examples of weight one
+the denominator is (number of groups − 1), and B is their count.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax._tree import ArrayTree
+from adaoptax.stats import GradientStats
+
+STATISTICS = ("norm", "inner", "coordinate")
+
+
+def check_statistics(statistics: tuple[str, ...], offered: tuple[str, ...], method: str) -> None:
+    """Raises ValueError unless every name is known to `method`."""
+    unknown = [name for name in statistics if name not in offered]
+    if unknown or isinstance(statistics, str):
+        raise ValueError(
+            f"Expected statistics to be a tuple of names out of {offered}, got {statistics!r}:"
+            f" {method} measures these only."
+        )
+
+
+class GroupWeights(NamedTuple):
+    """Weights of n groups.
+
+    Attributes:
+        weight: [n], W_j; zero for a group of padding only.
+        sq_weight: [n], V_j.
+    """
+
+    weight: jax.Array
+    sq_weight: jax.Array
+
+    @property
+    def num_groups(self) -> jax.Array:
+        """Groups with a real row."""
+        return jnp.sum(self.weight > 0)
+
+    @property
+    def num_examples(self) -> jax.Array:
+        """W²/V: the count of real rows, or the effective number under fractional weights."""
+        weight, sq_weight = jnp.sum(self.weight), jnp.sum(self.sq_weight)
+        return weight * (weight / jnp.where(sq_weight > 0, sq_weight, 1))
+
+    @property
+    def degrees_of_freedom(self) -> jax.Array:
+        """Σ V_j/W_j − V/W, the denominator of the unbiased variance."""
+        real, weight = self.weight > 0, jnp.sum(self.weight)
+        each = jnp.where(real, self.sq_weight / jnp.where(real, self.weight, 1), 0)
+        return jnp.sum(each) - jnp.sum(self.sq_weight) / jnp.where(weight > 0, weight, 1)
+
+    def unbiased(self, scatter: jax.Array) -> jax.Array:
+        """Divides by the degrees of freedom; NaN where fewer than two groups are real."""
+        enough = self.num_groups > 1
+        return jnp.where(enough, scatter / jnp.where(enough, self.degrees_of_freedom, 1), jnp.nan)
+
+
+def equal_weights(num_groups: int, group_size: Any, dtype: Any) -> GroupWeights:
+    """Weights of `num_groups` groups of `group_size` (a number or [n]) real examples each."""
+    weight = jnp.broadcast_to(jnp.asarray(group_size, dtype), (num_groups,))
+    return GroupWeights(weight, weight)
+
+
+class Moments(NamedTuple):
+    """Mean gradient of the groups so far and their scatter about it.
+
+    Attributes:
+        mean: pytree like the parameters, at least float32.
+        scatter: Σ W_j ‖h_j − mean‖².
+        coordinate_scatter: the same per coordinate, or None.
+    """
+
+    mean: ArrayTree
+    scatter: jax.Array
+    coordinate_scatter: ArrayTree | None
+
+
+def zero_moments(like: ArrayTree, coordinate: bool) -> Moments:
+    """Moments of no group, for gradients like `like` (arrays or their shapes)."""
+    mean = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
+    real = lambda x: jnp.zeros(x.shape, jnp.finfo(x.dtype).dtype)
+    return Moments(
+        mean=mean,
+        scatter=jnp.zeros([], _tree.scalar_dtype(mean)),
+        coordinate_scatter=jax.tree.map(real, mean) if coordinate else None,
+    )
+
+
+def chunk_moments(group_grads: ArrayTree, weight: jax.Array, coordinate: bool) -> Moments:
+    """Moments of a chunk of groups whose gradients are stacked on axis 0; `weight` is [c]."""
+    if weight.shape[0] == 1 and not coordinate:  # one group is its own mean, without scatter
+        mean = jax.tree.map(lambda h: _tree.widen(h[0]), group_grads)
+        return Moments(mean, jnp.zeros([], _tree.scalar_dtype(mean)), None)
+    total = jnp.sum(weight)
+    share = weight / jnp.where(total > 0, total, 1)
+    # A group of padding only may hold NaN: it counts as the zero gradient of weight zero.
+    stacked = jax.tree.map(
+        lambda h: jnp.where(_rows(weight, h) > 0, _tree.widen(h), 0), group_grads
+    )
+    mean = jax.tree.map(lambda h: jnp.sum(_rows(share, h) * h, axis=0), stacked)
+    weighted_square = lambda h, g: _rows(weight, h) * _tree.squared_modulus(h - g)
+    if not coordinate:
+        return Moments(mean, _tree.total(weighted_square, stacked, mean), None)
+    coordinate_scatter = jax.tree.map(
+        lambda h, g: jnp.sum(weighted_square(h, g), axis=0), stacked, mean
+    )
+    return Moments(mean, _tree.total(lambda x: x, coordinate_scatter), coordinate_scatter)
+
+
+def add_chunk(
+    moments: Moments, chunk: Moments, weight_before: jax.Array, weight: jax.Array
+) -> Moments:
+    """Merges a chunk of total `weight` into moments of total `weight_before` (Chan)."""
+    after = weight_before + weight
+    share = weight / jnp.where(after > 0, after, 1)
+    between = weight_before * share
+    difference = jax.tree.map(lambda h, g: h - g, chunk.mean, moments.mean)
+    coordinate_scatter = None
+    if moments.coordinate_scatter is not None:
+        coordinate_scatter = jax.tree.map(
+            lambda a, b, d: a + b + between.astype(a.dtype) * _tree.squared_modulus(d),
+            moments.coordinate_scatter,
+            chunk.coordinate_scatter,
+            difference,
+        )
+    return Moments(
+        mean=jax.tree.map(lambda g, d: g + share.astype(g.dtype) * d, moments.mean, difference),
+        scatter=moments.scatter + chunk.scatter + between * _tree.sq_norm(difference),
+        coordinate_scatter=coordinate_scatter,
+    )
+
+
+def inner_products(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
+    """Re⟨h_j, g⟩ for each group of a stack [c, ...], summed over all tensors: shape [c]."""
+
+    def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
+        h = _tree.widen(h)
+        return jnp.sum(jnp.real(h * jnp.conj(g)).reshape(h.shape[0], -1), axis=1)
+
+    parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean))
+    return jnp.sum(jnp.stack(parts), axis=0)
+
+
+def inner_scatter(products: jax.Array, weight: jax.Array) -> jax.Array:
+    """Σ W_j (p_j − p̄)² of all groups' inner products; p̄ is ‖g‖² but for rounding."""
+    real, total = weight > 0, jnp.sum(weight)
+    products = jnp.where(real, products, 0)
+    mean = jnp.sum(weight * products) / jnp.where(total > 0, total, 1)
+    return jnp.sum(weight * (products - mean) ** 2)
+
+
+def to_stats(moments: Moments, weights: GroupWeights, products: jax.Array | None) -> GradientStats:
+    """The statistics of all groups together."""
+    coordinate_variance = moments.coordinate_scatter
+    if coordinate_variance is not None:
+        coordinate_variance = jax.tree.map(
+            lambda x: weights.unbiased(x).astype(x.dtype), coordinate_variance
+        )
+    inner = None if products is None else weights.unbiased(inner_scatter(products, weights.weight))
+    dtype = moments.scatter.dtype
+    return GradientStats(
+        num_examples=weights.num_examples.astype(dtype),
+        num_groups=weights.num_groups.astype(dtype),
+        sq_norm=_tree.sq_norm(moments.mean).astype(dtype),
+        variance=weights.unbiased(moments.scatter),
+        inner_product_variance=inner,
+        coordinate_variance=coordinate_variance,
+    )
+
+
+def _rows(per_row: jax.Array, like: jax.Array) -> jax.Array:
+    """Reshapes [c] to broadcast against [c, ...]."""
+    return per_row.reshape(per_row.shape[0], *(1,) * (like.ndim - 1))

@@ -1,0 +1,97 @@
+"""The transformation of a loss: like `jax.value_and_grad`, with statistics beside the gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.groups import groups
+from adaoptax.measure.loss import Loss, Measured, Method
+from adaoptax.measure.rows import count_rows
+
+
+def value_grad_and_stats(
+    loss_fn: Callable[..., Any],
+    method: Method | None = None,
+    *,
+    has_aux: bool = False,
+    key_argnums: int | Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Turns a mean loss into a function that returns loss, gradient and gradient statistics.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch, *args)`` returns the **mean** loss over the leading axis
+            of every leaf of `batch`: the function that the training loop already has.
+        method: How to measure, from `adaoptax.measure`: ``per_example()``, ``groups(n)``. None
+            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``.
+        has_aux: Whether `loss_fn` returns ``(loss, aux)``.
+        key_argnums: Positions in `loss_fn` (params is 0, batch is 1, the first extra argument
+            is 2) of arguments that are random keys, or pytrees of them. Every example (or group)
+            then receives keys of its own: one dropout mask for all would hide part of the noise.
+
+    Returns:
+        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, stats)``, or
+        ``((loss, aux), grads, stats)``. Pure; meant to be called inside `jax.jit`.
+
+        - `mask`: bool or float array with one entry for each example, zero for padding. Padding
+          counts nowhere, whatever it holds. Fractional weights weigh the mean.
+        - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
+          draw of one plain call.
+        - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
+          concatenated, float leaves averaged, integer leaves (counts) summed.
+        - `stats`: a `GradientStats`, in float32 (float64 where the gradients are).
+
+        It raises ValueError for leaves of unequal length, a batch that does not divide, or a mask
+        of another shape. If no row is real the gradient is zero and the loss and variance NaN.
+
+    Raises:
+        TypeError: If `method` is not a method of `adaoptax.measure`.
+        ValueError: If `key_argnums` points at `params` or `batch`.
+
+    Examples:
+        >>> import adaoptax, jax, jax.numpy as jnp
+        >>> def loss_fn(w, batch):
+        ...     return jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+        >>> measure = adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.groups(4))
+        >>> batch = {"x": jnp.arange(32.0).reshape(16, 2) / 32, "y": jnp.ones(16)}
+        >>> loss, grads, stats = jax.jit(measure)(jnp.zeros(2), batch)
+        >>> grads.shape, float(stats.num_examples), float(stats.num_groups)
+        ((2,), 16.0, 4.0)
+    """
+    if method is not None and not callable(method):
+        raise TypeError(
+            f"Expected method to be made by adaoptax.measure, got method={method!r}: pass for"
+            " example adaoptax.measure.groups(4)."
+        )
+    argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
+    if any(argnum < 2 for argnum in argnums):
+        raise ValueError(
+            f"Expected key_argnums >= 2, got key_argnums={key_argnums}: positions 0 and 1 of the"
+            " loss are params and batch; keys are extra arguments."
+        )
+    loss = Loss(loss_fn, has_aux, argnums)
+
+    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
+        missing = [argnum for argnum in argnums if argnum - 2 >= len(args)]
+        if missing:
+            raise TypeError(
+                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
+                f" {len(args)} extra arguments: pass the keys after the batch."
+            )
+        chosen = method or _default_method(count_rows(batch))
+        out: Measured = chosen(loss)(params, batch, args, mask)
+        (value, aux), grads, stats = out
+        return ((value, aux) if has_aux else value), grads, stats
+
+    return jax.named_call(measured, name="value_grad_and_stats")
+
+
+def _default_method(num_rows: int) -> Method:
+    divisors = [n for n in range(2, 9) if num_rows % n == 0]
+    if not divisors:
+        raise ValueError(
+            f"Expected a batch that divides in 2 to 8 groups for method=None, got {num_rows}"
+            " examples: pass method=adaoptax.measure.per_example(), or pad the batch and mask it."
+        )
+    return groups(divisors[-1])
