@@ -30,6 +30,10 @@ from adaoptax.scaling import (
     scale_by_adascale,
     skip_nonfinite,
 )
+from adaoptax.schedules import (
+    ScaleByScheduleOverExamplesState,
+    scale_by_schedule_over_examples,
+)
 from adaoptax.stats import GradientStats, merge_stats, noise_scale, orthogonal_variance, signal
 
 __version__ = "0.1.0"
@@ -64,6 +68,8 @@ __all__ = [
     "scale_by_adagrad_norm",
     "scale_by_adascale",
     "skip_nonfinite",
+    "ScaleByScheduleOverExamplesState",
+    "scale_by_schedule_over_examples",
     # Acting on the host
     "Batch",
     "BatchLoader",

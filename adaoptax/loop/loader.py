@@ -1,0 +1,314 @@
+"""Batches whose size the host may change before every step, with exact resume."""
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from adaoptax.loop.rows import pad_rows
+from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.sizes import real_number, round_up, whole_number
+from adaoptax.loop.streams import open_stream
+
+_VERSION = 1
+
+
+class Batch(NamedTuple):
+    """One batch on the host.
+
+    Attributes:
+        data: A pytree like one example, of NumPy arrays with a leading axis of rows.
+        mask: Booleans, one a row: True for real examples, False for padding. Real rows come
+            first; padding rows are copies of the first row.
+    """
+
+    data: Any
+    mask: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        """Number of real examples."""
+        return int(np.count_nonzero(self.mask))
+
+
+class BatchLoader:
+    """Iterator over batches that may grow or shrink before every `next`.
+
+    A batch is a whole number of micro-batches of one fixed size, in one leading axis of rows.
+    Epochs follow each other without a seam, also inside a batch, and each delivers every example
+    exactly once. The place is the number of examples delivered: it holds for every later batch
+    size and prefetch depth, so that a resume in the middle of growth is exact.
+
+    A batch is delivered whole or not at all: where reading fails, the error is raised, the place
+    stays, and the next `next` tries the same examples again.
+
+    Sources are either (a) random access: a pytree of arrays with equal leading lengths, a list of
+    examples, or any object with `__len__` and `__getitem__`; or (b) an iterator of ready
+    micro-batches of `micro_batch_size` examples each (the last may be short) that can save its
+    place, such as a grain iterator or a torchdata `StatefulDataLoader`. For (b) shuffling, seed
+    and epochs are those of the source. With arrays `prefetch=0` is fastest; where reading an
+    example takes long, 2 to 4 micro-batches are enough.
+
+    Args:
+        source: Where examples come from.
+        batch_size: Examples wanted in the first batch; see `resize` for the rounding.
+        micro_batch_size: Examples of one micro-batch, by default `batch_size`.
+        max_batch_size: Largest size that `resize` may choose, a multiple of `micro_batch_size`.
+        pad_to_max: Whether every batch has `max_batch_size` rows, with padding masked out, so
+            that a jitted step compiles once.
+        shuffle: Whether each epoch has its own order, see `epoch_permutation`.
+        seed: Chooses the orders.
+        num_epochs: Number of epochs, or None for no end. The last batch may be short; it is
+            padded to whole micro-batches.
+        prefetch: Micro-batches that a background thread reads ahead, 0 for none.
+
+    Raises:
+        TypeError: If `source` is of a kind that cannot be resumed.
+        ValueError: If an argument is outside its range, or if the source is empty, endless, or
+            has arrays of unequal lengths.
+
+    Examples:
+        >>> import numpy as np
+        >>> from adaoptax.loop import BatchLoader
+        >>> images, labels = np.zeros((100, 28, 28)), np.arange(100)
+        >>> loader = BatchLoader({"x": images, "y": labels}, batch_size=8, max_batch_size=32)
+        >>> next(loader).data["x"].shape
+        (8, 28, 28)
+        >>> loader.resize(20.3)
+        24
+        >>> batch = next(loader)
+        >>> batch.data["y"].shape, batch.num_examples, loader.examples_seen
+        ((24,), 24, 32)
+        >>> state = loader.get_state()
+        >>> resumed = BatchLoader({"x": images, "y": labels}, batch_size=8, max_batch_size=32)
+        >>> resumed.set_state(state)
+        >>> bool((next(resumed).data["y"] == next(loader).data["y"]).all())
+        True
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        batch_size: int,
+        *,
+        micro_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        pad_to_max: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_epochs: int | None = None,
+        prefetch: int = 0,
+    ) -> None:
+        batch_size = whole_number("batch_size", batch_size, 1, "a batch holds examples.")
+        if micro_batch_size is None:
+            micro_batch_size = batch_size
+        self._micro = whole_number("micro_batch_size", micro_batch_size, 1, "it counts examples.")
+        self._max = _checked_max(max_batch_size, batch_size, self._micro)
+        if pad_to_max and self._max is None:
+            raise ValueError(
+                "Expected max_batch_size with pad_to_max=True, got max_batch_size=None: it is the "
+                "number of rows that every batch gets."
+            )
+        self._pad_to_max = bool(pad_to_max)
+        self._stream = open_stream(
+            source,
+            self._micro,
+            shuffle=shuffle,
+            seed=seed,
+            num_epochs=num_epochs,
+            prefetch=prefetch,
+        )
+        self._step = 0
+        self._batch_size = round_up(batch_size, self._micro)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        rows, num_examples = self._stream.read(self._batch_size // self._micro)
+        if self._pad_to_max and self._max is not None:
+            num_rows = self._max
+        else:
+            num_rows = round_up(num_examples, self._micro)
+        batch = Batch(pad_rows(rows, num_rows), np.arange(num_rows) < num_examples)
+        # Only now, when nothing can fail any more, the examples count as delivered.
+        self._stream.advance(num_examples)
+        self._step += 1
+        return batch
+
+    def resize(self, n: Any) -> int:
+        """Sets how many examples the next batch shall have.
+
+        It takes effect at the very next `next`; nothing that was prefetched becomes stale.
+
+        Args:
+            n: Examples wanted: any real number (Python, NumPy or a JAX scalar), which is rounded
+                up to whole micro-batches, at least one, and capped at `max_batch_size`. Infinity
+                asks for `max_batch_size`.
+
+        Returns:
+            The size in force.
+
+        Raises:
+            ValueError: If `n` is NaN, or infinite where there is no `max_batch_size`.
+
+        Examples:
+            >>> import numpy as np
+            >>> from adaoptax.loop import BatchLoader
+            >>> loader = BatchLoader(np.arange(100), batch_size=8, max_batch_size=64)
+            >>> loader.resize(17), loader.resize(float("inf")), loader.resize(0.5)
+            (24, 64, 8)
+        """
+        wanted = real_number("n", n)
+        if math.isnan(wanted):
+            raise ValueError(
+                "Expected a number of examples, got n=nan: this usually means that the required "
+                "batch size was undefined at this step; keep the size (GrowthPolicy does)."
+            )
+        if self._max is not None:
+            wanted = min(wanted, self._max)
+        if wanted == math.inf:
+            raise ValueError(
+                "Expected a finite number of examples, got n=inf without a max_batch_size: the "
+                "gradient is all noise and no batch is large enough; pass max_batch_size."
+            )
+        self._batch_size = round_up(max(wanted, 1), self._micro)
+        return self._batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of the next batch."""
+        return self._batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples of one micro-batch; every batch size is a multiple of it."""
+        return self._micro
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Largest batch size, or None."""
+        return self._max
+
+    @property
+    def examples_seen(self) -> int:
+        """Number of examples delivered so far."""
+        return self._stream.cursor
+
+    @property
+    def epoch(self) -> float | None:
+        """Epochs delivered so far, with their fraction; None for iterator sources."""
+        length = self._stream.length
+        return None if length is None else self._stream.cursor / length
+
+    @property
+    def step(self) -> int:
+        """Number of batches delivered so far."""
+        return self._step
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a resume needs: the place and the batch size.
+
+        The state describes the batches that were delivered; what was prefetched does not count.
+
+        Returns:
+            A new dict of plain ints, strings and bools that `json.dumps` takes. For iterator
+            sources it holds a copy of the iterator's own state, whatever that is.
+
+        Examples:
+            >>> import numpy as np
+            >>> from adaoptax.loop import BatchLoader
+            >>> loader = BatchLoader(np.arange(100), batch_size=8)
+            >>> batch = next(loader)
+            >>> state = loader.get_state()
+            >>> state["step"], state["batch_size"], state["stream"]["cursor"]
+            (1, 8, 8)
+        """
+        return {
+            "version": _VERSION,
+            "step": self._step,
+            "batch_size": self._batch_size,
+            "micro_batch_size": self._micro,
+            "stream": self._stream.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a saved place and takes over its batch size.
+
+        Everything is checked first: after an error the loader is as it was before.
+
+        Args:
+            state: What `get_state` returned, also after a round trip through JSON.
+
+        Raises:
+            ValueError: If the state is damaged, or was saved with other data, another seed,
+                micro-batch size, shuffling or number of epochs.
+
+        Examples:
+            >>> import numpy as np
+            >>> from adaoptax.loop import BatchLoader
+            >>> loader = BatchLoader(np.arange(100), batch_size=8)
+            >>> state = loader.get_state()
+            >>> first = next(loader)
+            >>> loader.set_state(state)
+            >>> bool((next(loader).data == first.data).all())
+            True
+        """
+        require_keys(
+            "state", state, ["version", "step", "batch_size", "micro_batch_size", "stream"]
+        )
+        require_equal("version", state["version"], _VERSION, "use the version that saved it.")
+        require_equal(
+            "micro_batch_size",
+            state["micro_batch_size"],
+            self._micro,
+            "pass the saved value to BatchLoader.",
+        )
+        step, batch_size = saved_count(state, "step"), saved_count(state, "batch_size")
+        if batch_size < 1 or batch_size % self._micro:
+            raise ValueError(
+                f"Expected batch_size to be a multiple of micro_batch_size={self._micro}, got "
+                f"batch_size={batch_size} saved: the saved state is damaged."
+            )
+        if self._max is not None and batch_size > self._max:
+            raise ValueError(
+                f"Expected batch_size <= max_batch_size={self._max}, got batch_size={batch_size} "
+                "saved: pass a larger max_batch_size, or set state['batch_size'] to a smaller one."
+            )
+        self._stream.set_state(state["stream"])
+        self._step, self._batch_size = step, batch_size
+
+    def close(self) -> None:
+        """Stops the prefetching thread, if there is one; the loader gives no batches after it."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _checked_max(max_batch_size: int | None, batch_size: int, micro_batch_size: int) -> int | None:
+    if max_batch_size is None:
+        return None
+    size = whole_number("max_batch_size", max_batch_size, 1, "it counts examples.")
+    if size % micro_batch_size:
+        raise ValueError(
+            f"Expected max_batch_size to be a multiple of {micro_batch_size=}, got "
+            f"max_batch_size={size}: a batch is a whole number of micro-batches; pass "
+            f"max_batch_size={round_up(size, micro_batch_size)}, or a micro_batch_size."
+        )
+    if size < batch_size:
+        raise ValueError(
+            f"Expected max_batch_size >= {batch_size=}, got max_batch_size={size}: the first batch "
+            "would be larger than the largest; pass a larger max_batch_size."
+        )
+    return size

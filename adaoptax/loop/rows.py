@@ -1,0 +1,103 @@
+"""Examples as rows: stack them, join micro-batches, fill up to a fixed number of rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def stack_examples(examples: Sequence[Any], indices: Sequence[int]) -> Any:
+    """Stacks example pytrees into one pytree whose leaves have a leading axis of rows."""
+    for index, example in zip(indices, examples, strict=True):
+        if example is None:
+            raise ValueError(
+                f"Expected an example at source[{index}], got None: this usually means a "
+                "grain.MapDataset after .filter(), which leaves holes; pass "
+                "dataset.to_iter_dataset().batch(micro_batch_size) instead."
+            )
+    return _join(examples, np.stack, [f"source[{index}]" for index in indices])
+
+
+def join_micro_batches(parts: Sequence[Any]) -> Any:
+    """Joins micro-batches along their leading axis."""
+    if len(parts) == 1:
+        return jax.tree.map(to_host, parts[0])
+    return _join(
+        parts, np.concatenate, [f"micro-batch {i} of this batch" for i in range(len(parts))]
+    )
+
+
+def _join(
+    trees: Sequence[Any], join: Callable[[Sequence[Any]], np.ndarray], names: Sequence[str]
+) -> Any:
+    structure: Any
+    first, structure = jax.tree.flatten(trees[0])
+    rows = [first]
+    for name, tree in zip(names[1:], trees[1:], strict=True):
+        leaves, other = jax.tree.flatten(tree)
+        if other != structure:
+            raise ValueError(
+                f"Expected examples of one structure, got {structure} at {names[0]} and {other} "
+                f"at {name}: give every example the same keys and fields."
+            )
+        rows.append(leaves)
+    columns = zip(*rows, strict=True)
+    return structure.unflatten([_join_leaf(column, join, names) for column in columns])
+
+
+def _join_leaf(
+    column: Sequence[Any], join: Callable[[Sequence[Any]], np.ndarray], names: Sequence[str]
+) -> np.ndarray:
+    if isinstance(column[0], jax.Array):
+        column = [to_host(leaf) for leaf in column]
+    try:
+        return join(column)
+    except ValueError as error:
+        shapes = [np.shape(leaf) for leaf in column]
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), 0)
+        raise ValueError(
+            f"Expected examples of one shape, got {shapes[0]} at {names[0]} and {shapes[odd]} at "
+            f"{names[odd]}: pad or crop them to one shape before the loader."
+        ) from error
+
+
+def to_host(leaf: Any) -> np.ndarray:
+    """A leaf as a NumPy array; from a device by an explicit transfer."""
+    return np.asarray(jax.device_get(leaf) if isinstance(leaf, jax.Array) else leaf)
+
+
+def num_rows(batch: Any) -> int:
+    """The common number of rows of all leaves of a micro-batch, or a ValueError that names them."""
+    leaves, _ = jax.tree.flatten_with_path(batch)
+    counts = {jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in leaves}
+    if not counts or () in counts.values() or len(set(counts.values())) > 1:
+        raise ValueError(
+            "Expected a micro-batch whose leaves are arrays with one equal number of rows, got "
+            f"{describe_rows(counts)}: this usually means that the source yields single examples "
+            "or lists of numbers; batch it into NumPy arrays first."
+        )
+    return next(iter(counts.values()))[0]
+
+
+def describe_rows(counts: dict[str, tuple[int, ...]]) -> str:
+    """Lists leaves with their leading sizes; the first six are enough to see the mistake."""
+    named = [
+        f"{path or 'the array'}: {count[0] if count else 'no rows'}"
+        for path, count in list(counts.items())[:6]
+    ]
+    return ", ".join(named) if named else "no array"
+
+
+def pad_rows(batch: Any, rows: int) -> Any:
+    """Fills every leaf up to `rows` rows with copies of its first row (harmless numbers)."""
+
+    def pad(leaf: np.ndarray) -> np.ndarray:
+        if len(leaf) == rows:
+            return leaf
+        padded = np.empty((rows, *leaf.shape[1:]), leaf.dtype)
+        padded[: len(leaf)] = leaf
+        padded[len(leaf) :] = leaf[0]
+        return padded
+
+    return jax.tree.map(pad, batch)

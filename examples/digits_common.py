@@ -1,0 +1,302 @@
+"""What both digits examples share: data, command line, the training loop, records and the picture.
+
+The examples themselves hold what is worth reading: the model, the chain and the jitted train step.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import matplotlib
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+import adaoptax
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+class StepOutput(NamedTuple):
+    """Device scalars that one train step returns.
+
+    Attributes:
+        loss: Mean loss of the batch.
+        required: Batch size that the norm test requires.
+        gain: AdaScale's gain.
+    """
+
+    loss: jax.Array
+    required: jax.Array
+    gain: jax.Array
+
+
+class Trainer(Protocol):
+    """What a model has to offer to the loop."""
+
+    def step(self, batch: adaoptax.Batch) -> StepOutput:
+        """Takes one jitted train step; `batch` lies on the device."""
+        ...
+
+    def predict(self, inputs: jax.Array) -> jax.Array:
+        """Class scores of `inputs`."""
+        ...
+
+
+MakeTrainer = Callable[[argparse.Namespace, optax.GradientTransformation, int, int], Trainer]
+
+
+def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with every option explained."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/digits"),
+        help="folder for records.jsonl, summary.json and run.png",
+    )
+    add("--epochs", type=int, default=6, help="passes over the 7,200 training images")
+    add("--seeds", type=int, default=3, help="independent runs that the table averages")
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        help="first batch, the batch of the fixed run, and the base batch of AdaScale",
+    )
+    add("--max-batch-size", type=int, default=512, help="the batch never grows beyond this")
+    add(
+        "--micro-batch-size",
+        type=int,
+        default=16,
+        help="rows of one group: batches are multiples of it, and noise is what differs between"
+        " the gradients of groups",
+    )
+    add(
+        "--eta",
+        type=float,
+        default=0.8,
+        help="tolerance of the norm test: relative error of the gradient; smaller grows sooner",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=0.2,
+        help="peak learning rate for the first batch size; cosine decay over examples follows",
+    )
+    add("--momentum", type=float, default=0.9, help="decay of the momentum")
+    add("--weight-decay", type=float, default=0.003, help="decoupled weight decay")
+    add("--hidden", type=int, default=512, help="hidden units of the MLP")
+    options = parser.parse_args(argv)
+    for name in ("epochs", "seeds", "batch_size", "micro_batch_size", "hidden"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.batch_size < 2 * options.micro_batch_size:
+        parser.error("--batch-size must be two micro-batches or more: one group has no noise")
+    for name in ("batch_size", "max_batch_size"):
+        if getattr(options, name) % options.micro_batch_size:
+            parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
+    return options  # fmt: skip
+
+
+def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.GradientTransformation:
+    """The chain: decide, then momentum, then gain and learning rate."""
+    schedule = optax.cosine_decay_schedule(options.learning_rate, num_examples)
+    return optax.chain(
+        adaoptax.norm_test(options.eta, decay=0.9),
+        adaoptax.skip_nonfinite(optax.trace(options.momentum)),
+        optax.add_decayed_weights(options.weight_decay),
+        adaoptax.scale_by_adascale(base_batch_size=options.batch_size, decay=0.99),
+        adaoptax.scale_by_schedule_over_examples(schedule),
+    )
+
+
+def train(
+    options: argparse.Namespace, make_trainer: MakeTrainer, seed: int, adaptive: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One run; returns its records and its summary."""
+    x_train, x_test, y_train, y_test = digits(seed)
+    num_examples = options.epochs * len(x_train)
+    trainer = make_trainer(
+        options, make_optimizer(options, num_examples), seed, options.max_batch_size
+    )
+    loader = adaoptax.BatchLoader(
+        {"x": x_train, "y": y_train},
+        options.batch_size,
+        micro_batch_size=options.micro_batch_size,
+        max_batch_size=options.max_batch_size,
+        pad_to_max=True,
+        seed=seed,
+        num_epochs=options.epochs,
+    )
+    policy = adaoptax.GrowthPolicy(
+        options.batch_size,
+        options.max_batch_size,
+        multiple_of=options.micro_batch_size,
+        patience=2,
+    )
+    x_test, y_test = jax.device_put((x_test, y_test))
+    predict = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
+    accuracy = lambda: float(predict(trainer.predict(x_test), y_test))
+
+    records: list[dict[str, Any]] = []
+    waiting: tuple[dict[str, Any], StepOutput] | None = None
+    name = f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
+    started, next_accuracy = time.perf_counter(), 0
+    with tqdm(total=num_examples, unit=" examples", desc=name, mininterval=0.5) as bar:
+        for batch in loader:
+            output = trainer.step(jax.device_put(batch))
+            record = {
+                "seed": seed,
+                "step": loader.step,
+                "examples": loader.examples_seen,
+                "epoch": round(loader.examples_seen / len(x_train), 3),
+                "batch_size": batch.num_examples,
+            }
+            if loader.examples_seen >= next_accuracy:
+                record["test_accuracy"] = accuracy()
+                next_accuracy += num_examples // 60
+            # Read one step late: the device already works on the next one while we look.
+            if waiting is not None:
+                required = finish_record(*waiting, eta=options.eta)
+                records.append(waiting[0])
+                if adaptive:
+                    loader.resize(policy.update(required, num_examples=batch.num_examples))
+            waiting = (record, output)
+            bar.update(batch.num_examples)
+            bar.set_postfix(batch=batch.num_examples, refresh=False)
+    assert waiting is not None
+    finish_record(*waiting, eta=options.eta)
+    records.append(waiting[0])
+    records[-1]["test_accuracy"] = accuracy()
+    summary = {
+        "updates": len(records),
+        "examples": loader.examples_seen,
+        "largest_batch_size": max(record["batch_size"] for record in records),
+        "test_accuracy": records[-1]["test_accuracy"],
+        "seconds": time.perf_counter() - started,
+    }
+    return records, summary
+
+
+def finish_record(record: dict[str, Any], output: StepOutput, eta: float) -> float:
+    """Adds the numbers of the device to a record; returns the required batch size."""
+    loss, required, gain = (float(x) for x in jax.device_get(output))
+    # The norm test asks for (noise scale)/η²; null where the gradient was all noise.
+    noise_scale = required * eta**2
+    record.update(
+        loss=loss,
+        required=required if math.isfinite(required) else None,
+        noise_scale=noise_scale if math.isfinite(noise_scale) else None,
+        gain=gain,
+    )
+    return required
+
+
+def digits(seed: int) -> list[np.ndarray]:
+    """scikit-learn's 8×8 digits: 1,440 to train on, each also shifted by a pixel, 357 to test.
+
+    Returns:
+        Training inputs [7200, 64], test inputs [357, 64], training labels, test labels.
+    """
+    data = load_digits()
+    images = (data.images / 16).astype(np.float32)
+    labels = data.target.astype(np.int32)
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, labels, test_size=357, stratify=labels, random_state=seed
+    )
+    padded = np.pad(x_train, ((0, 0), (1, 1), (1, 1)))
+    shifts = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
+    x_train = np.concatenate([padded[:, i : i + 8, j : j + 8] for i, j in shifts])
+    flat = lambda x: x.reshape(len(x), 64)
+    return [flat(x_train), flat(x_test), np.tile(y_train, len(shifts)), y_test]
+
+
+def main(description: str, make_trainer: MakeTrainer, argv: list[str] | None = None) -> None:
+    """Runs adaptive and fixed batches for each seed, and writes what they did."""
+    options = parse_arguments(description, argv)
+    runs: dict[str, list[Any]] = {"adaptive": [], "fixed": []}
+    for seed in range(options.seeds):
+        for kind, of_kind in runs.items():
+            of_kind.append(train(options, make_trainer, seed, adaptive=kind == "adaptive"))
+    summary = {kind: mean_summary([s for _, s in of_kind]) for kind, of_kind in runs.items()}
+    summary["options"] = {name: str(value) for name, value in vars(options).items()}
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    records = runs["adaptive"][0][0]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (options.out / "records.jsonl").write_text(lines)
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(records, runs["fixed"][0][0], options, options.out / "run.png")
+    print(table(summary, options))
+    print(f"\nWrote records.jsonl (seed 0), summary.json and run.png to {options.out}/")
+
+
+def mean_summary(summaries: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds."""
+    return {key: float(np.mean([s[key] for s in summaries])) for key in summaries[0]}
+
+
+def table(summary: dict[str, Any], options: argparse.Namespace) -> str:
+    """The final table."""
+    adaptive, fixed = summary["adaptive"], summary["fixed"]
+    rows = [f"Mean of {options.seeds} seed(s)   updates   examples   largest batch   test accuracy"]
+    for name, run in (("adaptive batch", adaptive), ("fixed batch", fixed)):
+        rows.append(
+            f"{name:<18}{run['updates']:>10.0f}{run['examples']:>11.0f}"
+            f"{run['largest_batch_size']:>16.0f}{100 * run['test_accuracy']:>14.2f} %"
+        )
+    rows.append(
+        f"\n{fixed['updates'] / adaptive['updates']:.1f} times fewer updates,"
+        f" {100 * (adaptive['test_accuracy'] - fixed['test_accuracy']):+.2f} points of accuracy."
+    )
+    return "\n".join(rows)
+
+
+def draw(
+    adaptive: list[dict[str, Any]],
+    fixed: list[dict[str, Any]],
+    options: argparse.Namespace,
+    path: pathlib.Path,
+) -> None:
+    """Batch size, noise scale, gain and accuracy over examples."""
+
+    def column(records: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+        kept = [r for r in records if r.get(name) is not None]
+        return [r["examples"] / 1000 for r in kept], [r[name] for r in kept]
+
+    blue, grey = "#2166ac", "#999999"
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), sharex=True, layout="constrained")
+    size, noise, gain, accuracy = axes.flat
+    size.plot(*column(adaptive, "batch_size"), color=blue, drawstyle="steps-post")
+    size.plot(*column(fixed, "batch_size"), color=grey)
+    size.set_yscale("log", base=2)
+    size.set(title="Batch size", ylim=(options.batch_size / 1.5, options.max_batch_size * 1.5))
+    size.yaxis.set_major_formatter("{x:.0f}")
+    noise.plot(*column(adaptive, "noise_scale"), color=blue)
+    noise.plot(*column(fixed, "noise_scale"), color=grey)
+    noise.set(title="Gradient noise scale (examples)", yscale="log")
+    gain.plot(*column(adaptive, "gain"), color=blue)
+    gain.plot(*column(fixed, "gain"), color=grey)
+    gain.set(title="AdaScale gain", xlabel="examples seen (thousands)", ylim=(0.8, None))
+    for records, color, kind in ((fixed, grey, "fixed"), (adaptive, blue, "adaptive")):
+        label = f"{kind}: {len(records):,} updates"
+        accuracy.plot(*column(records, "test_accuracy"), color=color, label=label)
+    accuracy.set(title="Test accuracy", xlabel="examples seen (thousands)", ylim=(0.9, 1.0))
+    accuracy.legend(loc="lower right", frameon=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.suptitle(f"Digits: the batch grows from measured gradient noise (η = {options.eta:g})")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
