@@ -183,10 +183,12 @@ def unbiased(scatter: jax.Array, num_groups: jax.Array) -> jax.Array:
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Numerator/denominator; inf where the denominator is not positive, NaN for 0/0."""
+    """Numerator/denominator; inf where the denominator is not positive, NaN for exactly 0/0."""
     positive = denominator > 0
     quotient = numerator / jnp.where(positive, denominator, 1)
-    nothing = jnp.isnan(numerator) | jnp.isnan(denominator) | ((numerator == 0) & ~positive)
+    nothing = (
+        jnp.isnan(numerator) | jnp.isnan(denominator) | ((numerator == 0) & (denominator == 0))
+    )
     return jnp.where(positive, quotient, jnp.where(nothing, jnp.nan, jnp.inf))
 
 

@@ -75,7 +75,7 @@ def groups(n: int, *, statistics: tuple[str, ...] = ("norm",)) -> _Groups:
         >>> float(stats.num_groups), float(stats.variance)
         (2.0, 5.0)
     """
-    _validate.at_least(
+    _validate.count(
         "n", n, 2, "one group cannot tell its noise; cut the batch in two groups or more."
     )
     check_statistics(statistics, ("norm", "coordinate"), "groups")
