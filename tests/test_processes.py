@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import process_worker
 import pytest
-from local_processes import local_processes, wait
+from local_processes import free_port, local_processes, wait
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORKER = pathlib.Path(process_worker.__file__)
@@ -103,6 +103,26 @@ def test_their_state_continues_in_one_process_and_back(
     back = two_processes(tmp_path / "back.json", **job)
     same_stream(back, alone)
     same_training(back[0], alone)
+
+
+def test_they_join_a_cluster_that_jax_detects() -> None:
+    source = (
+        "import os; index = os.environ['SLURM_PROCID'] = os.environ['JAX_PROCESS_ID'];"
+        "[os.environ.pop(name) for name in list(os.environ) if name[:4] == 'JAX_' "
+        "and name not in ('JAX_PLATFORMS', 'JAX_COORDINATOR_PORT')];"
+        "import jax, local_processes as p; p.end_with_parent(); p.join();"
+        "assert (jax.process_index(), jax.process_count()) == (int(index), 2)"
+    )
+    variables = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "SLURM_LOCALID": "0",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+        "PYTHONPATH": str(ROOT / "examples"),
+    }
+    with local_processes([sys.executable, "-c", source], 2, variables) as processes:
+        assert wait(processes, timeout=60) == 0
 
 
 @contextlib.contextmanager
