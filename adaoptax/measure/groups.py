@@ -79,4 +79,4 @@ def groups(n: int, *, statistics: tuple[str, ...] = ("norm",)) -> _Groups:
         "n", n, 2, "one group cannot tell its noise; cut the batch in two groups or more."
     )
     check_statistics(statistics, ("norm", "coordinate"), "groups")
-    return _Groups(n, tuple(statistics))
+    return _Groups(int(n), tuple(statistics))
