@@ -27,7 +27,7 @@ def at_least(name: str, value: Any, minimum: float, meaning: str) -> None:
 
 def count(name: str, value: Any, minimum: int, meaning: str) -> None:
     """Raises ValueError unless the number `value` is whole and at least `minimum`."""
-    if is_number(value) and not (value >= minimum and value == int(value)):
+    if is_number(value) and not (value >= minimum and value % 1 == 0):
         raise ValueError(
             f"Expected {name} to be a whole number >= {minimum}, got {name}={value!r}: {meaning}"
         )

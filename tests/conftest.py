@@ -77,7 +77,7 @@ class Compilations:
     def reset(self) -> None:
         self.count = 0
 
-    def __call__(self, event: str, duration: float, **metadata: Any) -> None:
+    def __call__(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 

@@ -149,6 +149,7 @@ def test_no_aux_at_all():
         pytest.param(lambda x: jnp.any(x > 0), r"bool\[\]", id="bool"),
         pytest.param(lambda x: x.T @ jnp.ones((len(x), len(x))), r"float32\[3, ", id="columns"),
         pytest.param(lambda x: x[1:] - x[:-1], r"float32\[\d, 3\]", id="differences"),
+        pytest.param(lambda x: x[:-1] if len(x) > 1 else x, r"float32\[\d, 3\]", id="one short"),
     ],
 )
 @pytest.mark.parametrize("method", [per_example(), groups(4)], ids=str)

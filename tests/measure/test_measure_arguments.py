@@ -79,10 +79,26 @@ def test_a_batch_without_arrays(batch):
         run(groups(2), batch)
 
 
-@pytest.mark.parametrize("method", [4, "groups", (per_example(),), True])
+@pytest.mark.parametrize("method", [4, "groups", (per_example(),), True, per_example, groups])
 def test_what_is_not_a_method(method):
     with pytest.raises(TypeError, match=r"method=.*adaoptax\.measure"):
         value_grad_and_stats(regression_loss, method)
+
+
+@pytest.mark.parametrize("whole", [2.0, np.int64(2), np.float32(2)])
+def test_whole_numbers_of_any_type(whole):
+    params, batch = regression(4)
+    for method in (groups(whole), per_example(whole)):
+        measured = value_grad_and_stats(regression_loss, method)(params, batch)
+        assert float(measured[2].num_examples) == 4
+
+
+@pytest.mark.parametrize("number", [2.5, float("nan"), float("inf")])
+def test_numbers_that_are_not_whole(number):
+    with pytest.raises(ValueError, match=f"n={number}"):
+        groups(number)
+    with pytest.raises(ValueError, match=f"chunk_size={number}"):
+        per_example(number)
 
 
 def test_a_method_is_a_value():

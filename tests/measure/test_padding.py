@@ -174,6 +174,27 @@ def test_equal_weights_count_every_example_once():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-25, 1e-6, 1e25])
+def test_units_of_weights_do_not_matter(unit):
+    """Squares of these leave float32."""
+    params, batch = regression(ROWS)
+    weight = np.array([0.5, 2, 0, 1, 0.25, 3, 1, 0, 0.125, 1, 1.5, 0])
+    expected = reference(regression_rows(params, batch), ROWS, weight=weight)
+    for method in (per_example(statistics=ALL), per_example(5, statistics=ALL)):
+        measure = jax.jit(value_grad_and_stats(regression_loss, method))
+        assert_measured(measure(params, batch, mask=(unit * weight).astype(np.float32)), expected)
+
+
+def test_one_weight_above_all_others_is_one_example():
+    """Beside a weight of 1e-9 nothing is left of the degrees of freedom: NaN, and never inf."""
+    params, batch = regression(ROWS)
+    weight = np.where(np.arange(ROWS) == 3, 1, 1e-9).astype(np.float32)
+    for method in (per_example(), per_example(5), groups(4)):
+        stats = value_grad_and_stats(regression_loss, method)(params, batch, mask=weight)[2]
+        np.testing.assert_allclose(stats.num_examples, 1, rtol=1e-6)
+        assert np.isnan(stats.variance)
+
+
 @pytest.mark.parametrize("method", [per_example(), groups(4), groups(2)], ids=str)
 def test_fractional_weights_are_unbiased_over_many_draws(method):
     """20000 batches with tr Σ = 14.25 and fixed weights; within four standard errors.
