@@ -77,7 +77,7 @@ def measure_groups(
             return jax.vmap(grad, in_axes=axes)(params, *chunk)
         first = lambda x: x[0]
         group = (jax.tree.map(first, chunk[0]), chunk[1][0], loss.map_keys(first, chunk[2]))
-        return jax.tree.map(lambda x: x[None], grad(params, *group))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], grad(params, *group))
 
     coordinate = "coordinate" in statistics
     value_shapes, grad_shapes = jax.eval_shape(differentiate, 0)

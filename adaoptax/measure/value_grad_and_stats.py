@@ -25,7 +25,8 @@ def value_grad_and_stats(
         loss_fn: ``loss_fn(params, batch, *args)`` returns the **mean** loss over the leading axis
             of every leaf of `batch`: the function that the training loop already has.
         method: How to measure, from `adaoptax.measure`: ``per_example()``, ``groups(n)``. None
-            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``.
+            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``; with padding choose n
+            yourself, so that the smallest real batch fills two groups.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``.
         key_argnums: Positions in `loss_fn` (params is 0, batch is 1, the first extra argument
             is 2) of arguments that are random keys, or pytrees of them. Every example (or group)

@@ -9,7 +9,6 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages
-from adaoptax.batch_tests.framework import check_stats
 from adaoptax.clock import Clock
 from adaoptax.scaling.gain import (
     CONVENTIONS,
@@ -19,7 +18,7 @@ from adaoptax.scaling.gain import (
     init_gain_averages,
 )
 from adaoptax.scaling.skip import skip_nonfinite
-from adaoptax.stats import GradientStats, signal
+from adaoptax.stats import GradientStats, check_stats, signal
 
 
 class ScaleByAdaScaleState(NamedTuple):
@@ -74,7 +73,8 @@ def scale_by_adascale(
             tuned, in examples. The batch may be smaller (S < 1) and may change at every step.
         learning_rate: A number or an Optax schedule. If given, updates are multiplied by
             ``-learning_rate(τ)`` too: schedules then run on the scale-invariant clock instead of
-            counting steps. None multiplies by the gain alone.
+            counting steps. None multiplies by the gain alone. Under `optax.inject_hyperparams` pass
+            ``static_args=("learning_rate",)``: it would run the schedule on steps.
         convention: How samples are averaged. ``"adaoptax"``: the current step included, raw
             samples, debiased average with decay 0.999^S (a horizon in examples, not steps), clamped
             after averaging. ``"paper"``: prior steps only, the first gain 1, each sample
@@ -173,6 +173,7 @@ def scale_by_adascale(
         skipped = state._replace(steps_skipped=optax.safe_increment(state.steps_skipped))
         return scaled, _tree.select(usable, stepped, skipped)
 
+    update_fn.__qualname__ = "scale_by_adascale.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
@@ -198,7 +199,7 @@ def adascale(
 
     Args:
         learning_rate: A number, or an Optax schedule in steps of the base batch, evaluated at the
-            scale-invariant step count.
+            scale-invariant step count. Under `optax.inject_hyperparams` as in `scale_by_adascale`.
         base_batch_size: The batch size for which `learning_rate` was tuned, in examples.
         momentum: Decay of the momentum trace, or None.
         nesterov: Whether the momentum is Nesterov's.

@@ -158,3 +158,13 @@ def test_other_forms_are_refused_by_name(method, make, form):
     fn = lambda p, b: (regression_loss(p, b), {"good": jnp.sum(b["y"]), "bad": make(b["x"])})
     with pytest.raises(ValueError, match=rf"aux\['bad'\].*{form}.*whole batch"):
         value_grad_and_stats(fn, method, has_aux=True)(params, batch)
+
+
+@pytest.mark.parametrize("method", [groups(3), per_example(), per_example(2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_python_numbers_in_aux(method, masked):
+    loss_fn = lambda w, x: (jnp.mean(x @ w), {"rate": 0.5})
+    measure = value_grad_and_stats(loss_fn, method, has_aux=True)
+    mask = np.ones(6, bool) if masked else None
+    (_, aux), _, _ = measure(jnp.ones(2), np.ones((6, 2), np.float32), mask=mask)
+    assert float(aux["rate"]) == 0.5
