@@ -136,8 +136,8 @@ def test_traced_tolerances_are_not_judged(rows, numpy_stats):
         lambda: adaoptax.norm_test(0.5, dataset_size=np.int64(0)),
         lambda: adaoptax.norm_test(0.5, interval=np.int64(0)),
         lambda: adaoptax.scale_by_adascale(np.int64(0)),
-        lambda: adaoptax.measure.groups(np.int64(1)),
-        lambda: adaoptax.measure.per_example(np.int32(0)),
+        lambda: adaoptax.measure.groups(np.int64(1)),  # type: ignore[arg-type]
+        lambda: adaoptax.measure.per_example(np.int32(0)),  # type: ignore[arg-type]
     ],
 )
 def test_numpy_numbers_are_judged_like_python_numbers(make):
