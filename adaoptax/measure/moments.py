@@ -92,7 +92,8 @@ def zero_moments(like: ArrayTree, coordinate: bool) -> Moments:
     real = lambda x: jnp.zeros(x.shape, jnp.finfo(x.dtype).dtype)
     return Moments(
         mean=mean,
-        scatter=jnp.zeros([], _tree.scalar_dtype(mean)),
+        # Not zeros([]): a literal lies on no mesh, and cannot be carried on an Explicit one.
+        scatter=jnp.sum(jnp.zeros([1], _tree.scalar_dtype(mean))),
         coordinate_scatter=jax.tree.map(real, mean) if coordinate else None,
     )
 

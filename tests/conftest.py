@@ -1,0 +1,90 @@
+"""Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)  # before anything starts the backend
+
+from collections.abc import Callable, Iterator  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax.monitoring  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from adaoptax import GradientStats  # noqa: E402
+
+hypothesis.settings.register_profile("adaoptax", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("adaoptax")
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Turns on float64 for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def rows() -> np.ndarray:
+    """Per-example gradients whose statistics are known by hand (see the design)."""
+    fixture = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 2.0], [2.0, -2.0]], np.float32)
+    fixture.setflags(write=False)
+    return fixture
+
+
+def _numpy_stats(rows: Any, group_size: float = 1, dtype: Any = np.float32) -> Any:
+    leaves, treedef = jax.tree.flatten(rows)
+    wide = [np.asarray(leaf, np.float64) for leaf in leaves]
+    n = wide[0].shape[0]
+    flat = np.concatenate([leaf.reshape(n, -1) for leaf in wide], axis=1)
+    g = flat.mean(axis=0)
+    per_group = np.float64(group_size / (n - 1) if n > 1 else np.nan)
+    scalar = lambda x: jnp.asarray(x, dtype)
+    with np.errstate(all="ignore"):
+        stats = GradientStats(
+            num_examples=scalar(n * group_size),
+            num_groups=scalar(n),
+            sq_norm=scalar(g @ g),
+            variance=scalar(per_group * ((flat - g) ** 2).sum()),
+            inner_product_variance=scalar(per_group * ((flat @ g - g @ g) ** 2).sum()),
+            coordinate_variance=jax.tree.unflatten(
+                treedef,
+                [scalar(per_group * ((x - x.mean(axis=0)) ** 2).sum(axis=0)) for x in wide],
+            ),
+        )
+        grads = jax.tree.unflatten(treedef, [scalar(x.mean(axis=0)) for x in wide])
+    return grads, stats
+
+
+@pytest.fixture(scope="session")
+def numpy_stats() -> Callable[..., tuple[Any, GradientStats]]:
+    """``numpy_stats(rows, group_size=1, dtype=float32)`` → ``(grads, stats)``.
+
+    Computed by float64 numpy from the definitions, so that a test of what *uses* statistics does
+    not lean on the code that measures them. `rows` is a pytree of group means, one a row.
+    """
+    return _numpy_stats
+
+
+class Compilations:
+    """Compilations since construction or the last `reset`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: str, duration: float, **metadata: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations() -> Iterator[Compilations]:
+    """Counts the compilations of one test in ``compilations.count``."""
+    counter = Compilations()
+    jax.monitoring.register_event_duration_secs_listener(counter)
+    yield counter
+    jax.monitoring.unregister_event_duration_listener(counter)
