@@ -86,7 +86,7 @@ def vary(params: ArrayTree, axis_name: AxisName) -> ArrayTree:
     Examples:
         >>> import adaoptax, functools, jax, jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
-        >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+        >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
         >>> @functools.partial(
         ...     jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
         ... def local_gradient(w, x):
