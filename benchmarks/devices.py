@@ -56,7 +56,7 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
 def transformer() -> tuple[Any, Any, Any]:
     """Parameters, their fully sharded specs, and a batch."""
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32) / shape[-2] ** 0.5
+    normal: Any = lambda *shape: (rng.normal(size=shape) / shape[-2] ** 0.5).astype(np.float32)
     params = {
         "tokens": normal(256, WIDTH),
         "layers": {

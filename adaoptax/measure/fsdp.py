@@ -37,13 +37,12 @@ from adaoptax.measure.varying import (
 from adaoptax.stats import GradientStats, unbiased
 
 GATHER_UNDER_VMAP = """\
-Expected adaoptax.measure.gather outside of jax.vmap, got the gradient of one example at a time.
-This usually means that the model is written for one example and mapped over the batch, with the
-weights gathered inside: the squared norms of single examples would be added up in place of the norm
-of their mean, and every example would be communicated by itself. Call gather(weights) on the whole
-batch's way through a layer, and vmap what comes after it:
-    weights = gather(weights)
-    x = jax.vmap(layer, in_axes=(None, 0))(weights, x)"""
+Expected adaoptax.measure.gather to see the gradient of a device's rows, got that of one example.
+This usually means that jax.grad was taken inside jax.vmap over examples, as for per-example
+gradients: their squared norms would be added up in place of the norm of their mean, and every
+example would be communicated by itself. Map the loss over examples, and differentiate the mean:
+adaoptax.value_grad_and_stats(lambda params, batch: jax.vmap(loss, (None, 0))(params, batch).mean(),
+adaoptax.measure.fsdp(axis_name, specs))."""
 
 
 @functools.partial(
@@ -78,9 +77,9 @@ def gather(weights: ArrayTree) -> ArrayTree:
     parameters are whole and this does nothing: the same loss runs under plain `jax.jit`.
 
     Call it inside the `jax.lax.scan` over layers (under `jax.checkpoint`, so that the backward pass
-    gathers again rather than keeps), never inside `jax.vmap` over examples, and once on each
-    parameter: a weight that is used in two places (a tied embedding) is gathered before both. The
-    norms of two gathers would be added as if they were of two parameters; the variance is then NaN.
+    gathers again rather than keeps), and once on each parameter: a weight that is used in two
+    places (a tied embedding) is gathered before both. The norms of two gathers would be added as
+    if they were of two parameters; the variance is then NaN.
 
     Args:
         weights: Pytree of parameters, as the loss received them (or slices by `jax.lax.scan`).
@@ -89,7 +88,7 @@ def gather(weights: ArrayTree) -> ArrayTree:
         The same pytree of whole arrays.
 
     Raises:
-        ValueError: Under `jax.grad`, if it is called inside `jax.vmap` over examples.
+        ValueError: In the backward pass, if `jax.grad` was taken inside `jax.vmap` over examples.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -228,7 +227,7 @@ def fsdp(axis_name: AxisName, specs: ArrayTree) -> _Fsdp:
     Returns:
         A method for `value_grad_and_stats`. It raises NameError if `axis_name` is not bound, and
         ValueError for a mask, for specs that do not tell how the parameters lie (seen with
-        ``check_vma=True``), or for `gather` inside `jax.vmap`.
+        ``check_vma=True``), or for gradients of single examples.
 
     Examples:
         >>> import adaoptax, jax, jax.numpy as jnp

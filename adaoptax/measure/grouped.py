@@ -95,9 +95,8 @@ def measure_groups(
             chunk = m.chunk_moments(grads, weights.weight[i], coordinate)
             return m.add_chunk(moments, chunk, before[i], chunk_weight[i]), values
 
-        one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), grad_shapes)
         bound = None if mask is None or not stop_early else _last_real(chunk_weight)
-        moments, values = _scan(step, m.zero_moments(one, coordinate), num_chunks, bound)
+        moments, values = _scan(step, m.zero_moments(params, coordinate), num_chunks, bound)
         values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
         if "inner" in statistics:
             # The mean is known only now: a second pass keeps the memory at one chunk.

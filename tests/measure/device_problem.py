@@ -23,6 +23,7 @@ BATCH: Any = {
     "y": RNG.normal(size=(ROWS, OUT)).astype(np.float32),
 }
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+WHOLE, BY_ROWS = P(), P("data")
 
 
 def loss_fn(params: Any, batch: Any) -> jax.Array:
@@ -68,7 +69,7 @@ def mesh_of(shape: tuple[int, ...], kind: AxisType = AUTO) -> Any:
     return jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(kind,) * len(shape))
 
 
-def put(mesh: Any, specs: Any = P(), batch: Any = BATCH, rows: Any = P("data")) -> tuple[Any, Any]:
+def put(mesh: Any, specs: Any = WHOLE, batch: Any = BATCH, rows: Any = BY_ROWS) -> tuple[Any, Any]:
     """Parameters and batch on a mesh."""
     if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, PARAMS)
@@ -81,8 +82,8 @@ def over_shard_map(
     *,
     kind: AxisType = AUTO,
     shape: tuple[int, ...] = (8,),
-    rows: Any = P("data"),
-    specs: Any = P(),
+    rows: Any = BY_ROWS,
+    specs: Any = WHOLE,
     **kwargs: Any,
 ) -> Any:
     mesh = mesh_of(shape, kind)
@@ -108,6 +109,6 @@ def over_fsdp(check_vma: bool = True) -> Any:
     return value, grads, stats
 
 
-def under_jit(method: Any, kind: AxisType, shape: tuple[int, ...], specs: Any = P()) -> Any:
+def under_jit(method: Any, kind: AxisType, shape: tuple[int, ...], specs: Any = WHOLE) -> Any:
     step = adaoptax.value_grad_and_stats(loss_fn, method)
     return jax.jit(step)(*put(mesh_of(shape, kind), specs))

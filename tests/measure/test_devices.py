@@ -82,9 +82,7 @@ PLACES = {
     "jit, FSDP": lambda: under_jit(EIGHT, AUTO, (8,), FULLY),
     "jit, TP": lambda: under_jit(EIGHT, AUTO, (1, 8), TENSOR),
     "jit, DP x TP": lambda: under_jit(EIGHT, AUTO, (4, 2), TENSOR),
-    "jit, DP x TP, 4 shards": lambda: under_jit(
-        measure.groups(8, shards=4), AUTO, (4, 2), TENSOR
-    ),
+    "jit, DP x TP, 4 shards": lambda: under_jit(measure.groups(8, shards=4), AUTO, (4, 2), TENSOR),
     "jit, DP x TP, Explicit": lambda: under_jit(EIGHT, EXPLICIT, (4, 2), LAST_LAYER),
     "jit, FSDP x TP": lambda: under_jit(EIGHT, AUTO, (4, 2), BOTH),
 }
@@ -109,7 +107,9 @@ def test_every_place_gives_the_same_gain_and_requirement(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("specs", "shape"), [(FULLY, (8,)), (TENSOR, (4, 2)), (BOTH, (4, 2))], ids=["FSDP", "TP", "both"]
+    ("specs", "shape"),
+    [(FULLY, (8,)), (TENSOR, (4, 2)), (BOTH, (4, 2))],
+    ids=["FSDP", "TP", "both"],
 )
 def test_shardings_pass_through_and_state_is_scalar(specs: Any, shape: Any) -> None:
     mesh = mesh_of(shape)

@@ -10,9 +10,11 @@ import pytest
 from device_problem import (
     AUTO,
     BATCH,
+    BY_ROWS,
     EXPLICIT,
     PARAMS,
     ROWS,
+    WHOLE,
     assert_same,
     by_hand,
     loss_fn,
@@ -31,7 +33,7 @@ def on_axis(fn: Any, *args: Any) -> Any:
     return jax.vmap(fn, out_axes=None, axis_name="data")(*args)
 
 
-def on_mesh(fn: Any, *, kind: Any = AUTO, in_specs: Any = (P(), P("data"))) -> Any:
+def on_mesh(fn: Any, *, kind: Any = AUTO, in_specs: Any = (WHOLE, BY_ROWS)) -> Any:
     mesh = mesh_of((8,), kind)
     return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=P()))
 
@@ -135,7 +137,7 @@ def test_reduced_gradients_are_refused(then: str) -> None:
             grads = getattr(jax.lax, then)(grads, "data")
         return adaoptax.stats_from_axis(grads, "data", x.shape[0])
 
-    with pytest.raises(ValueError, match="This usually means that jax.grad was taken inside"):
+    with pytest.raises(ValueError, match=r"This usually means that jax\.grad was taken inside"):
         on_mesh(step)(np.ones(3, np.float32), np.ones((16, 3), np.float32))
 
 
@@ -195,9 +197,9 @@ def test_no_real_row_anywhere() -> None:
 
 def test_nan_on_one_device_reaches_the_statistics() -> None:
     batch = BATCH | {"y": np.where(np.arange(ROWS)[:, None] == 3, np.nan, BATCH["y"])}
-    _, grads, stats = on_mesh(
-        adaoptax.value_grad_and_stats(loss_fn, measure.devices("data"))
-    )(PARAMS, batch)
+    _, grads, stats = on_mesh(adaoptax.value_grad_and_stats(loss_fn, measure.devices("data")))(
+        PARAMS, batch
+    )
     assert np.isnan(stats.sq_norm)
     assert np.isnan(stats.variance)
     tx = adaoptax.norm_test(eta=0.5)
