@@ -23,8 +23,8 @@ def norm_test(
         B \ge b = \frac{S^2}{\eta^2 \lVert g \rVert^2}
 
     A passive transformation: updates pass through unchanged. Put it first in a chain and read the
-    requirement with `required_batch_size`. On statistics of `adaoptax.measure.devices` (or `fsdp`) it
-    is the *norm test on per-device gradients* of distributed training (DDP-Norm and FSDP-Norm),
+    requirement with `required_batch_size`. On statistics of `measure.devices` or `measure.fsdp`
+    it is the *norm test on per-device gradients* of distributed training (DDP-Norm and FSDP-Norm),
     with the unbiased normalisation: :math:`S^2` from J devices is divided by J − 1.
 
     Args:
