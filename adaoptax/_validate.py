@@ -25,6 +25,14 @@ def at_least(name: str, value: Any, minimum: float, meaning: str) -> None:
         raise ValueError(f"Expected {name} >= {minimum}, got {name}={value!r}: {meaning}")
 
 
+def count(name: str, value: Any, minimum: int, meaning: str) -> None:
+    """Raises ValueError unless the number `value` is whole and at least `minimum`."""
+    if is_number(value) and not (value >= minimum and value == int(value)):
+        raise ValueError(
+            f"Expected {name} to be a whole number >= {minimum}, got {name}={value!r}: {meaning}"
+        )
+
+
 def fraction(name: str, value: Any, meaning: str) -> None:
     """Raises ValueError unless the number `value` lies in [0, 1)."""
     if is_number(value) and not 0 <= value < 1:

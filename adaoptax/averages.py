@@ -30,7 +30,7 @@ def init_averages(like: ArrayTree, dtype: Any) -> Averages:
 
 def update_averages(averages: Averages, sample: ArrayTree, share: Any) -> Averages:
     """Moves total and weight towards the sample (and 1) by `share`, which is 1 − decay."""
-    move = lambda total, x: (total + share * (x - total)).astype(total.dtype)
+    move = lambda total, x: ((1 - share) * total + share * x).astype(total.dtype)
     return Averages(jax.tree.map(move, averages.total, sample), move(averages.weight, 1))
 
 

@@ -67,6 +67,13 @@ def signal(stats: GradientStats) -> jax.Array:
     Returns:
         A scalar that may be zero or negative, which says that the batch cannot tell its gradient
         from noise. It is never clamped here: clamping before averaging biases the average.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> _, stats = adaoptax.stats_from_groups(rows, group_size=1)
+        >>> round(float(adaoptax.signal(stats)), 4)  # 4 - (10/3)/4
+        3.1667
     """
     return stats.sq_norm - stats.variance / stats.num_examples
 
@@ -83,6 +90,13 @@ def noise_scale(stats: GradientStats) -> jax.Array:
     Returns:
         A scalar; `inf` if the signal is not positive (noise all the way), NaN where nothing was
         measured (one group, or no gradient and no noise at all).
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> _, stats = adaoptax.stats_from_groups(rows, group_size=1)
+        >>> round(float(adaoptax.noise_scale(stats)), 4)  # (10/3)/(19/6)
+        1.0526
 
     References:
         McCandlish et al., `An Empirical Model of Large-Batch Training
@@ -104,6 +118,13 @@ def orthogonal_variance(stats: GradientStats) -> jax.Array:
 
     Raises:
         ValueError: If the inner products were not measured.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> _, stats = adaoptax.stats_from_groups(rows, group_size=1)
+        >>> round(float(adaoptax.orthogonal_variance(stats)), 4)  # 10/3 - (8/3)/4
+        2.6667
 
     References:
         Bollapragada et al., `Adaptive Sampling Strategies for Stochastic Optimization
@@ -139,6 +160,15 @@ def merge_stats(
         ``(grads, stats)`` of the union. `inner_product_variance` is None, since the inner products
         with the merged gradient need both covariances in full; `coordinate_variance` is merged
         when both parts hold it.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> a = adaoptax.stats_from_groups(rows[:2], group_size=1)
+        >>> b = adaoptax.stats_from_groups(rows[2:], group_size=1)
+        >>> grads, stats = adaoptax.merge_stats(*a, *b)
+        >>> float(stats.num_examples), round(float(stats.variance), 4)
+        (4.0, 3.3333)
 
     References:
         Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample
@@ -183,10 +213,12 @@ def unbiased(scatter: jax.Array, num_groups: jax.Array) -> jax.Array:
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Numerator/denominator; inf where the denominator is not positive, NaN for 0/0."""
+    """Numerator/denominator; inf where the denominator is not positive, NaN for exactly 0/0."""
     positive = denominator > 0
     quotient = numerator / jnp.where(positive, denominator, 1)
-    nothing = jnp.isnan(numerator) | jnp.isnan(denominator) | ((numerator == 0) & ~positive)
+    nothing = (
+        jnp.isnan(numerator) | jnp.isnan(denominator) | ((numerator == 0) & (denominator == 0))
+    )
     return jnp.where(positive, quotient, jnp.where(nothing, jnp.nan, jnp.inf))
 
 

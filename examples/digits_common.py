@@ -229,7 +229,9 @@ def main(description: str, make_trainer: MakeTrainer, argv: list[str] | None = N
     for seed in range(options.seeds):
         for kind, of_kind in runs.items():
             of_kind.append(train(options, make_trainer, seed, adaptive=kind == "adaptive"))
-    summary = {kind: mean_summary([s for _, s in of_kind]) for kind, of_kind in runs.items()}
+    summary: dict[str, Any] = {
+        kind: mean_summary([s for _, s in of_kind]) for kind, of_kind in runs.items()
+    }
     summary["options"] = {name: str(value) for name, value in vars(options).items()}
 
     options.out.mkdir(parents=True, exist_ok=True)

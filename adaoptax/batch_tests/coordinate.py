@@ -98,7 +98,7 @@ def coordinate_test(
 
     def like(params: ArrayTree, dtype: Any) -> Terms:
         del dtype
-        real = lambda p: jnp.zeros(p.shape, _tree.scalar_dtype(p))
+        real = lambda p: jnp.zeros_like(p, dtype=_tree.scalar_dtype(p))  # sharded like p
         return Terms(jax.tree.map(real, params), jax.tree.map(real, params))
 
     formula = Formula(

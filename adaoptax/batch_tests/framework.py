@@ -89,7 +89,7 @@ def batch_test(
         _validate.fraction("decay", decay, "it is the share of the old average kept at each test.")
     if dataset_size is not None:
         _validate.positive("dataset_size", dataset_size, "it counts the examples of the data set.")
-    _validate.at_least("interval", interval, 1, "the test runs at every interval-th update.")
+    _validate.count("interval", interval, 1, "the test runs at every interval-th update.")
 
     def init_fn(params: ArrayTree) -> BatchTestState:
         dtype = _tree.scalar_dtype(params)
@@ -166,9 +166,9 @@ def check_stats(stats: Any, name: str) -> None:
     """Raises TypeError unless `stats` is a `GradientStats`."""
     if not isinstance(stats, GradientStats):
         raise TypeError(
-            f"Expected stats to be a GradientStats, got {type(stats).__name__}: pass the third"
-            f" result of adaoptax.value_grad_and_stats, as in tx.update(grads, state, params, stats=stats)"
-            f" ({name} decides by them)."
+            f"Expected stats to be a GradientStats, got {type(stats).__name__}: pass the"
+            " third result of adaoptax.value_grad_and_stats, as in"
+            f" tx.update(grads, state, params, stats=stats) ({name} decides by them)."
         )
 
 

@@ -18,8 +18,8 @@ class TrainState(train_state.TrainState):
         >>> import adaoptax, jax.numpy as jnp, optax
         >>> from adaoptax.integrations.flax import TrainState
         >>> tx = optax.chain(adaoptax.norm_test(eta=0.5), optax.sgd(0.1))
-        >>> state = TrainState.create(apply_fn=None, params=jnp.ones(2), tx=tx)
-        >>> grads, stats = adaoptax.stats_from_groups(jnp.eye(2), group_size=8)
+        >>> state = TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
+        >>> grads, stats = adaoptax.stats_from_groups({"w": jnp.eye(2)}, group_size=8)
         >>> state = state.apply_gradients(grads=grads, stats=stats)
         >>> int(state.step)
         1

@@ -18,7 +18,9 @@ def weighted_mean(parts: jax.Array, weight: jax.Array) -> jax.Array:
     return (total / jnp.where(sum_of_weights > 0, sum_of_weights, 1)).astype(parts.dtype)
 
 
-def combine_aux(parts: ArrayTree, weight: jax.Array, rows: int, whole: ArrayTree) -> ArrayTree:
+def combine_aux(
+    parts: ArrayTree, weight: jax.Array, rows: int, num_rows: int, whole: ArrayTree
+) -> ArrayTree:
     """The aux of the whole batch from that of its parts.
 
     A leaf that grows with the batch (one entry a row) is concatenated; any other float leaf is
@@ -28,6 +30,7 @@ def combine_aux(parts: ArrayTree, weight: jax.Array, rows: int, whole: ArrayTree
         parts: Pytree, leaves stacked on axis 0: one entry for each part.
         weight: [parts], the weight of each part.
         rows: Rows in a part.
+        num_rows: Rows in the whole batch.
         whole: Shapes of the aux of one call on the whole batch.
 
     Returns:
@@ -40,9 +43,9 @@ def combine_aux(parts: ArrayTree, weight: jax.Array, rows: int, whole: ArrayTree
     def combine(path: Any, part: jax.Array, full: jax.ShapeDtypeStruct) -> jax.Array:
         each = part.shape[1:]
         if each != full.shape:
-            if each[:1] == (rows,) and full.shape[1:] == each[1:]:
+            if each[:1] == (rows,) and full.shape == (num_rows, *each[1:]):
                 joined = part.reshape(part.shape[0] * rows, *each[1:])
-                return joined[: full.shape[0]]
+                return joined[:num_rows]
         elif jnp.issubdtype(part.dtype, jnp.inexact):
             return weighted_mean(part, weight)
         elif jnp.issubdtype(part.dtype, jnp.integer):

@@ -19,7 +19,14 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import combine_aux, weighted_mean
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.rows import check_mask, count_rows, cut, pad_groups, replace_padding
+from adaoptax.measure.rows import (
+    check_mask,
+    count_rows,
+    cut,
+    normalised,
+    pad_groups,
+    replace_padding,
+)
 from adaoptax.measure.varying import manual_axes, vary_like
 
 
@@ -49,7 +56,7 @@ def measure_groups(
     if mask is None:
         row_weight = jnp.ones(num_rows, dtype)
     else:
-        row_weight = check_mask(mask, num_rows).astype(dtype)
+        row_weight = normalised(check_mask(mask, num_rows).astype(dtype))
         batch = replace_padding(batch, row_weight)
 
     def into_chunks(tree: ArrayTree) -> ArrayTree:
@@ -86,7 +93,7 @@ def measure_groups(
         values, grads = differentiate(0)
         moments = m.chunk_moments(grads, weights.weight[0], coordinate)
         if "inner" in statistics:
-            products = m.inner_products(grads, moments.mean)
+            products = m.centred_inner_products(grads, moments.mean)
     else:
         before = jnp.cumsum(chunk_weight) - chunk_weight
 
@@ -101,7 +108,7 @@ def measure_groups(
         if "inner" in statistics:
             # The mean is known only now: a second pass keeps the memory at one chunk.
             def inner(nothing: tuple, i: Any) -> tuple[tuple, jax.Array]:
-                return nothing, m.inner_products(differentiate(i)[1], moments.mean)
+                return nothing, m.centred_inner_products(differentiate(i)[1], moments.mean)
 
             products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
@@ -111,7 +118,7 @@ def measure_groups(
     losses, aux = values
     if loss.has_aux:
         whole = jax.eval_shape(lambda p, b: loss(p, b, one_key), params, batch)[1]
-        aux = combine_aux(aux, weights.weight, rows, whole)
+        aux = combine_aux(aux, weights.weight, rows, num_rows, whole)
     any_real = jnp.max(weights.weight) > 0
     value = jnp.where(any_real, weighted_mean(losses, weights.weight), jnp.nan)
     return (value, aux), grads, stats
@@ -130,7 +137,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         values, aux = jax.vmap(row, in_axes=(0, loss.key_axes(args)))(rows, args_of_rows)
         if loss.has_aux:
             as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
-            aux = combine_aux(aux, weight, 1, as_whole)
+            aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
         return weighted_mean(values, weight), aux
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
@@ -138,10 +145,17 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return gradient(whole)
 
     def either(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        # A full group is the user's loss as it stands, so BatchNorm sees a real small batch.
-        full = (jnp.min(weight) == jnp.max(weight)) & (weight[0] > 0)
+        # A full group is the user's loss as it stands, so BatchNorm sees a real small batch; one
+        # of padding only is not computed at all, so that nothing in it can spread.
         branch = lambda fn: lambda: gradient(fn)(params, rows, weight, args)
-        return jax.lax.cond(full, branch(whole), branch(row_by_row))
+        values, grads = jax.eval_shape(branch(whole))
+
+        def nothing() -> Any:
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), values)
+            return vary_like((zeros, jax.tree.map(jnp.zeros_like, params)), (values, grads))
+
+        kind = jnp.where(jnp.min(weight) == jnp.max(weight), 2, 1) * (jnp.max(weight) > 0)
+        return jax.lax.switch(kind, [nothing, branch(row_by_row), branch(whole)])
 
     return either
 

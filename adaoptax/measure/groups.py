@@ -106,7 +106,7 @@ def groups(
         >>> float(stats.num_groups), float(stats.variance)
         (2.0, 5.0)
     """
-    _validate.at_least(
+    _validate.count(
         "n", n, 2, "one group cannot tell its noise; cut the batch in two groups or more."
     )
     if shards is not None and (shards < 1 or n % shards):
@@ -114,4 +114,4 @@ def groups(
             f"Expected shards to divide n={n}, got {shards=}: every shard holds n/shards groups."
         )
     check_statistics(statistics, ("norm", "coordinate"), "groups")
-    return _Groups(n, tuple(statistics), shards, centred)
+    return _Groups(int(n), tuple(statistics), shards, centred)

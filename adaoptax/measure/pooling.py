@@ -161,8 +161,10 @@ def _effective_count(total: dict[str, jax.Array]) -> jax.Array:
 
 
 def _unbiased(total: dict[str, jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Divides a scatter by its degrees of freedom; NaN where fewer than two groups are real."""
+    """Divides a scatter by its degrees of freedom; NaN where fewer than two groups leave any."""
     weight = jnp.where(total["weight"] > 0, total["weight"], 1)
     freedom = total["within"] + total["between"] - total["sq_weight"] / weight
-    enough = total["groups"] > 1
+    # Weights of very unequal size leave no freedom but rounding.
+    rounding = 16 * jnp.finfo(freedom.dtype).eps * total["groups"]
+    enough = (total["groups"] > 1) & (freedom > rounding)
     return lambda scatter: jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)

@@ -1,5 +1,6 @@
 """The transformation of a loss: like `jax.value_and_grad`, with statistics beside the gradient."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,10 +60,10 @@ def value_grad_and_stats(
         >>> grads.shape, float(stats.num_examples), float(stats.num_groups)
         ((2,), 16.0, 4.0)
     """
-    if method is not None and not callable(method):
+    if method is not None and (inspect.isfunction(method) or not callable(method)):
         raise TypeError(
-            f"Expected method to be made by adaoptax.measure, got method={method!r}: pass for"
-            " example adaoptax.measure.groups(4)."
+            f"Expected method to be made by adaoptax.measure, got method={method!r}: call it, as in"
+            " adaoptax.measure.groups(4)."
         )
     argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
     if any(argnum < 2 for argnum in argnums):

@@ -124,7 +124,11 @@ def adadagrad_norm(
     eta: Any = 0.5,
     initial_accumulator_value: Any = 0.1,
     eps: Any = 1e-7,
-    **test_options: Any,
+    *,
+    signal: str = "debiased",
+    dataset_size: Any = None,
+    decay: Any = None,
+    interval: Any = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdAdaGrad-Norm: AdaGrad-Norm with the norm test in front.
 
@@ -133,7 +137,10 @@ def adadagrad_norm(
         eta: Tolerance of `norm_test`.
         initial_accumulator_value: As in `scale_by_adagrad_norm`.
         eps: As in `scale_by_adagrad_norm`.
-        **test_options: Options of `norm_test` (`signal`, `decay`, `interval`, `dataset_size`).
+        signal: As in `norm_test`.
+        dataset_size: As in `norm_test`.
+        decay: As in `norm_test`.
+        interval: As in `norm_test`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs`; `update` requires ``stats=``, and
@@ -156,7 +163,8 @@ def adadagrad_norm(
         <https://arxiv.org/abs/2402.11215>`_, 2024.
     """
     return optax.chain(
-        norm_test(eta, **test_options), adagrad_norm(learning_rate, initial_accumulator_value, eps)
+        norm_test(eta, signal=signal, dataset_size=dataset_size, decay=decay, interval=interval),
+        adagrad_norm(learning_rate, initial_accumulator_value, eps),
     )
 
 
@@ -167,7 +175,10 @@ def adadagrad(
     eps: Any = 1e-7,
     *,
     test: str = "coordinate",
-    **test_options: Any,
+    signal: str = "debiased",
+    dataset_size: Any = None,
+    decay: Any = None,
+    interval: Any = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdAdaGrad: AdaGrad with the coordinate-wise test in front.
 
@@ -179,7 +190,10 @@ def adadagrad(
         test: ``"coordinate"`` is the test of the paper and needs statistics with
             `coordinate_variance`; ``"norm"`` is what the authors' released code runs, and works
             with any statistics.
-        **test_options: Options of `coordinate_test` or `norm_test`.
+        signal: As in `norm_test`.
+        dataset_size: As in `norm_test`.
+        decay: As in `norm_test`.
+        interval: As in `norm_test`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs`; `update` requires ``stats=``. A NaN or infinite
@@ -203,8 +217,8 @@ def adadagrad(
         <https://arxiv.org/abs/2402.11215>`_, 2024.
     """
     _validate.one_of("test", test, ("coordinate", "norm"))
-    make_test = coordinate_test if test == "coordinate" else norm_test
+    make_test: Any = coordinate_test if test == "coordinate" else norm_test
     return optax.chain(
-        make_test(eta, **test_options),
+        make_test(eta, signal=signal, dataset_size=dataset_size, decay=decay, interval=interval),
         skip_nonfinite(optax.adagrad(learning_rate, initial_accumulator_value, eps)),
     )

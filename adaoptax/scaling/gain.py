@@ -90,7 +90,7 @@ def add_sample(
     share = convention.share(scale, decay)
     if convention.plain_mean:
         # 1/t exceeds 1 − θ exactly while t < 1/(1 − θ).
-        share = jnp.maximum(share, 1 / num_samples)
+        share = jnp.maximum(share, 1 / num_samples.astype(averages.weight.dtype))
     return update_averages(averages, convention.clip(sample), share)
 
 

@@ -1,0 +1,1 @@
+"""Ratio tables, side by side in one run: ``python -m benchmarks.NAME`` prints each."""

@@ -1,0 +1,20 @@
+"""Sphinx configuration."""
+
+import adaoptax
+
+project = "adaoptax"
+author = "The adaoptax authors"
+version = release = adaoptax.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+autodoc_typehints = "none"
+napoleon_use_ivar = True
+exclude_patterns = ["_build"]
+html_theme = "sphinx_book_theme"
+html_title = "adaoptax"

@@ -1,0 +1,89 @@
+"""The examples and the README's snippet, run as a newcomer runs them."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PNG = b"\x89PNG"
+
+
+def run_example(name: str, out: pathlib.Path, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), "--out", str(out), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def check_outputs(out: pathlib.Path) -> tuple[list[dict], dict]:
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        assert {"step", "examples", "batch_size", "noise_scale", "gain"} <= set(record)
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    sizes = [record["batch_size"] for record in records]
+    assert sum(sizes) == records[-1]["examples"]
+    summary = json.loads((out / "summary.json").read_text())
+    for kind in ("adaptive", "fixed"):
+        assert {"updates", "examples", "test_accuracy"} <= set(summary[kind])
+    assert (out / "run.png").read_bytes().startswith(PNG)
+    return records, summary
+
+
+def test_digits_keeps_its_promise(tmp_path: pathlib.Path) -> None:
+    printed = run_example("digits.py", tmp_path)
+    records, summary = check_outputs(tmp_path)
+    adaptive, fixed = summary["adaptive"], summary["fixed"]
+    assert adaptive["examples"] == fixed["examples"]
+    assert fixed["updates"] >= 5 * adaptive["updates"]
+    assert adaptive["test_accuracy"] >= 0.98
+    assert abs(adaptive["test_accuracy"] - fixed["test_accuracy"]) <= 0.005
+    assert max(record["batch_size"] for record in records) == 512
+    assert "times fewer updates" in printed
+
+
+@pytest.mark.parametrize("name", ["digits.py", "digits_linen.py"])
+def test_examples_run_in_small(name: str, tmp_path: pathlib.Path) -> None:
+    run_example(name, tmp_path, "--epochs", "1", "--seeds", "1", "--hidden", "32")
+    records, _ = check_outputs(tmp_path)
+    assert records[0]["batch_size"] == 32
+
+
+def test_examples_explain_every_option() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--help"]
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
+    ).stdout
+    options = re.findall(r"^  (--[a-z-]+) \S+\s+(.*)$", out, re.MULTILINE)
+    assert len(options) >= 10
+    assert all(len(text) > 10 for _, text in options)
+
+
+def test_a_bad_option_is_one_sentence(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--batch-size", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--batch-size" in done.stderr.splitlines()[-1]
+
+
+def python_blocks(path: pathlib.Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/sharp_edges.md"])
+def test_the_code_on_the_pages_runs(page: str) -> None:
+    blocks = python_blocks(ROOT / page)
+    assert blocks
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_readme_snippet_is_short() -> None:
+    first = python_blocks(ROOT / "README.md")[0].strip().splitlines()
+    assert len(first) <= 30
