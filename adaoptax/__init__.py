@@ -15,8 +15,10 @@ from adaoptax.batch_tests import (
 )
 from adaoptax.extra_args import bind_extra_args
 from adaoptax.loop import Batch, BatchLoader, GrowthPolicy
+from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
 from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
+from adaoptax.measure.varying import vary
 from adaoptax.scaling import (
     ScaleByAdaGradNormState,
     ScaleByAdaScaleState,
@@ -47,7 +49,9 @@ __all__ = [
     "signal",
     # Measuring
     "measure",
+    "stats_from_axis",
     "stats_from_groups",
+    "vary",
     "value_grad_and_stats",
     # Deciding
     "BatchTestState",

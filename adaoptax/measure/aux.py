@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.loss import Loss
 
 
 def weighted_mean(parts: jax.Array, weight: jax.Array) -> jax.Array:
@@ -57,3 +58,34 @@ def combine_aux(
         )
 
     return jax.tree_util.tree_map_with_path(combine, parts, whole)
+
+
+def grows_with_batch(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, aux: ArrayTree
+) -> ArrayTree:
+    """Which leaves of `aux` (of a call on `batch`) have one entry a row: a pytree of bools."""
+    if not loss.has_aux:
+        return jax.tree.map(lambda leaf: False, aux)
+    twice = lambda x: jnp.concatenate([x, x])
+    doubled = jax.eval_shape(lambda p, b: loss(p, jax.tree.map(twice, b), args)[1], params, batch)
+    return jax.tree.map(lambda leaf, more: leaf.shape != more.shape, aux, doubled)
+
+
+def split_aux(aux: ArrayTree, grows: ArrayTree) -> tuple[list, list, list]:
+    """Leaves of `aux` as ``(averages, counts, rows)``, each in order."""
+    kinds: tuple[list, list, list] = ([], [], [])
+    for leaf, grown in zip(jax.tree.leaves(aux), jax.tree.leaves(grows), strict=True):
+        kinds[_kind(leaf, grown)].append(leaf)
+    return kinds
+
+
+def join_aux(aux: ArrayTree, grows: ArrayTree, kinds: tuple[list, list, list]) -> ArrayTree:
+    """The inverse of `split_aux`, for new leaves."""
+    rest = tuple(iter(kind) for kind in kinds)
+    return jax.tree.map(lambda leaf, grown: next(rest[_kind(leaf, grown)]), aux, grows)
+
+
+def _kind(leaf: jax.Array, grown: bool) -> int:
+    if grown:
+        return 2
+    return 0 if jnp.issubdtype(leaf.dtype, jnp.inexact) else 1

@@ -88,13 +88,17 @@ class Moments(NamedTuple):
     coordinate_scatter: ArrayTree | None
 
 
-def zero_moments(like: ArrayTree, coordinate: bool) -> Moments:
-    """Moments of no group, for gradients like `like` (arrays or their shapes)."""
-    mean = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
-    real = lambda x: jnp.zeros(x.shape, jnp.finfo(x.dtype).dtype)
+def zero_moments(params: ArrayTree, coordinate: bool) -> Moments:
+    """Moments of no group, of the types (dtype, sharding, varying axes) that gradients have."""
+    mean = jax.tree.map(
+        lambda x: jnp.zeros_like(x, dtype=jnp.promote_types(jnp.result_type(x), jnp.float32)),
+        params,
+    )
+    real = lambda x: jnp.zeros_like(x, dtype=jnp.finfo(x.dtype).dtype)
     return Moments(
         mean=mean,
-        scatter=jnp.zeros([], _tree.scalar_dtype(mean)),
+        # Not zeros([]): a literal lies on no mesh, and cannot be carried on an Explicit one.
+        scatter=jnp.sum(jnp.zeros([1], _tree.scalar_dtype(mean))),
         coordinate_scatter=jax.tree.map(real, mean) if coordinate else None,
     )
 
