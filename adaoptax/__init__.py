@@ -22,8 +22,10 @@ from adaoptax.loop import (
     data_process,
     global_batch,
 )
+from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
 from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
+from adaoptax.measure.varying import vary
 from adaoptax.scaling import (
     ScaleByAdaGradNormState,
     ScaleByAdaScaleState,
@@ -54,7 +56,9 @@ __all__ = [
     "signal",
     # Measuring
     "measure",
+    "stats_from_axis",
     "stats_from_groups",
+    "vary",
     "value_grad_and_stats",
     # Deciding
     "BatchTestState",

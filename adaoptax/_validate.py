@@ -1,16 +1,19 @@
 """Checks of arguments: one function a condition, one sentence an error.
 
-Only concrete Python numbers are judged: a traced value (for example under
+Only plain numbers are judged: a traced value (for example under
 ``optax.inject_hyperparams``) has no value yet and passes.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a plain Python number whose value can be judged now."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether `value` is a plain Python or NumPy number, whose value can be judged now."""
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    return number and not isinstance(value, bool)
 
 
 def positive(name: str, value: Any, meaning: str) -> None:
@@ -27,7 +30,7 @@ def at_least(name: str, value: Any, minimum: float, meaning: str) -> None:
 
 def count(name: str, value: Any, minimum: int, meaning: str) -> None:
     """Raises ValueError unless the number `value` is whole and at least `minimum`."""
-    if is_number(value) and not (value >= minimum and value == int(value)):
+    if is_number(value) and not (value >= minimum and value % 1 == 0):
         raise ValueError(
             f"Expected {name} to be a whole number >= {minimum}, got {name}={value!r}: {meaning}"
         )

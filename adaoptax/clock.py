@@ -1,4 +1,4 @@
-"""A count that may be fractional and grow for ever, kept exactly.
+"""A count that may be fractional and grow for ever, kept to the last bit of what is added.
 
 A single float32 is coarse: at a million one ulp is 1/16, as large as what is to be added. A count
 is therefore a whole int32 and a float fraction in [0, 1).

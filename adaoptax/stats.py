@@ -148,7 +148,8 @@ def merge_stats(
         S^2 = M / (n_a + n_b - 1)
 
     Equal to the pooled computation on all groups of both, in any order of merging. Parts of one
-    group are welcome: their undefined variance counts as no scatter.
+    group are welcome: their undefined variance counts as no scatter. For masks of 0 and 1 only:
+    effective numbers of examples under fractional weights do not add up.
 
     Args:
         grads_a: Mean gradient of the first batch.
@@ -210,6 +211,16 @@ def unbiased(scatter: jax.Array, num_groups: jax.Array) -> jax.Array:
     """M / (n − 1), NaN where fewer than two groups leave no degree of freedom."""
     enough = num_groups > 1
     return jnp.where(enough, scatter / jnp.where(enough, num_groups - 1, 1), jnp.nan)
+
+
+def check_stats(stats: Any, name: str) -> None:
+    """Raises TypeError unless `stats` is a `GradientStats`."""
+    if not isinstance(stats, GradientStats):
+        raise TypeError(
+            f"Expected stats to be a GradientStats, got {type(stats).__name__}: pass the"
+            " third result of adaoptax.value_grad_and_stats, as in"
+            f" tx.update(grads, state, params, stats=stats) ({name} decides by them)."
+        )
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -41,6 +41,8 @@ class Trainer(Protocol):
         ...
 
 
+POINTS_OF_ACCURACY = 60  # of the curve in the picture
+
 MakeTrainer = Callable[[argparse.Namespace, optax.GradientTransformation, int, int], Trainer]
 
 
@@ -96,7 +98,9 @@ def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namesp
     for name in ("batch_size", "max_batch_size"):
         if getattr(options, name) % options.micro_batch_size:
             parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
-    return options  # fmt: skip
+    if options.max_batch_size < options.batch_size:
+        parser.error("--max-batch-size must be at least --batch-size")
+    return options
 
 
 def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.GradientTransformation:
@@ -136,8 +140,8 @@ def train(
         patience=2,
     )
     x_test, y_test = jax.device_put((x_test, y_test))
-    predict = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
-    accuracy = lambda: float(predict(trainer.predict(x_test), y_test))
+    share_right = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
+    accuracy = lambda: float(share_right(trainer.predict(x_test), y_test))
 
     records: list[dict[str, Any]] = []
     waiting: tuple[dict[str, Any], StepOutput] | None = None
@@ -155,7 +159,7 @@ def train(
             }
             if loader.examples_seen >= next_accuracy:
                 record["test_accuracy"] = accuracy()
-                next_accuracy += num_examples // 60
+                next_accuracy += num_examples // POINTS_OF_ACCURACY
             # Read one step late: the device already works on the next one while we look.
             if waiting is not None:
                 required = finish_record(*waiting, eta=options.eta)

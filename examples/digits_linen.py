@@ -55,6 +55,7 @@ class LinenTrainer:
 
         params = model.init(jax.random.key(seed), jnp.zeros((1, 64)))
         self.state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+        # Flax starts with a Python 0, whose other type would cost a second compilation.
         self.state = self.state.replace(step=jnp.zeros([], jnp.int32))
         self._train_step = train_step
         self._predict = jax.jit(model.apply)

@@ -13,11 +13,12 @@ def measure_micro_batches(
 ) -> Callable[..., Any]:
     """Loss, gradient and statistics of a batch whose leaves are [micro-batches, rows, ...].
 
-    `measure.groups` takes one contiguous group after another. Rows that lie on many devices must
-    not be cut that way: a group would lie on a few devices only, and be gathered. Here the axis of
-    groups is one that is not sharded, and the rows of every micro-batch lie on all devices
-    (`adaoptax.global_batch(..., num_groups=...)` builds that), so that nothing but gradients moves:
-    one sum over devices for each micro-batch, as in any accumulation whose parts must be known.
+    On a batch whose rows are cut over devices `measure.groups` runs one group on each device, and
+    the whole gradient of each exists there. Here a group is a micro-batch that lies on all devices
+    (`adaoptax.global_batch(..., num_groups=...)` builds that), and the axis of groups is not cut:
+    micro-batches follow each other, the loop ends with the last real one whatever the padding, and
+    gradients appear summed and cut like their parameters. The price is one sum over devices for
+    each micro-batch instead of one for all (`measure.devices` needs one).
 
     Args:
         loss_fn: ``loss_fn(params, rows, *args)``, the mean loss over the rows.
@@ -32,7 +33,7 @@ def measure_micro_batches(
     def loss_of_one(params: Any, micro_batches: Any, *args: Any) -> jax.Array:
         return loss_fn(params, jax.tree.map(lambda x: x[0], micro_batches), *args)
 
-    method = adaoptax.measure.groups(num_micro_batches)
+    method = adaoptax.measure.groups(num_micro_batches, shards=1)
     measure = adaoptax.value_grad_and_stats(loss_of_one, method)
 
     def measured(params: Any, batch: adaoptax.Batch, *args: Any) -> Any:

@@ -24,7 +24,6 @@ from digits_common import digits
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, local_processes, wait
-from micro_batches import measure_micro_batches
 from reporting import StepOutput, finish_record, write_run
 from tqdm import tqdm
 
@@ -56,7 +55,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.
     add(
         "--batch-size",
         type=int,
-        default=64,
+        default=32,
         help="first batch over all processes, and the base batch of AdaScale",
     )
     add("--max-batch-size", type=int, default=512, help="the batch never grows beyond this")
@@ -64,7 +63,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.
         "--micro-batch-size",
         type=int,
         default=32,
-        help="rows of one group over all devices: noise is what differs between groups",
+        help="rows that all devices together take at a time: noise is what differs between the"
+        " gradients of devices and of micro-batches",
     )
     add("--eta", type=float, default=0.8, help="tolerance of the norm test; smaller grows sooner")
     add(
@@ -78,8 +78,6 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.
     for name in ("processes", "devices", "epochs", "batch_size", "micro_batch_size", "hidden"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if options.batch_size < 2 * options.micro_batch_size:
-        parser.error("--batch-size must be two micro-batches or more: one group has no noise")
     for name in ("batch_size", "max_batch_size"):
         if getattr(options, name) % options.micro_batch_size:
             parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
@@ -103,10 +101,20 @@ class Trainer:
                 optax.cosine_decay_schedule(options.learning_rate, examples)
             ),
         )
-        measure = measure_micro_batches(
-            lambda params, batch: loss_fn(nnx.merge(graph, params), batch),
-            options.max_batch_size // options.micro_batch_size,
-            options.micro_batch_size,
+        # Each device measures its rows of one micro-batch after another; one sum over devices
+        # then tells gradient and noise of all.
+        self._micro_batches = options.max_batch_size // options.micro_batch_size
+        method = adaoptax.measure.devices("data", adaoptax.measure.groups(self._micro_batches))
+        measure_rows = adaoptax.value_grad_and_stats(
+            lambda params, batch: loss_fn(nnx.merge(graph, params), batch), method
+        )
+
+        def on_each_device(params: Any, batch: adaoptax.Batch) -> Any:
+            own = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+            return measure_rows(params, own.data, mask=own.mask)
+
+        measure = jax.shard_map(
+            on_each_device, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P()
         )
 
         def init() -> tuple[Any, Any]:
@@ -129,7 +137,6 @@ class Trainer:
         self.state = jax.jit(init, out_shardings=everywhere)()
         self._train_step = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
         self._accuracy = jax.jit(accuracy, out_shardings=everywhere)
-        self._micro_batches = options.max_batch_size // options.micro_batch_size
 
     def step(self, batch: adaoptax.Batch, num_rows: int) -> StepOutput:
         """Takes one train step with the rows that this process and all others read."""
@@ -156,6 +163,7 @@ def train(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
         max_batch_size=options.max_batch_size,
         pad_to_max=True,
         seed=options.seed,
+        num_epochs=options.epochs,
         process=adaoptax.data_process(trainer.rows),
     )
     policy = adaoptax.GrowthPolicy(
@@ -177,8 +185,7 @@ def train(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
 
     quiet = jax.process_index() > 0
     with tqdm(total=examples, unit=" examples", disable=quiet, mininterval=0.5) as bar:
-        while loader.examples_seen < examples:
-            batch = next(loader)
+        for batch in loader:
             waiting.append((
                 {
                     "step": loader.step,

@@ -1,5 +1,14 @@
 """Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
 
+import os
+
+# Eight devices on two busy cores may wait long for each other: slow is no failure.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+)
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)  # before anything starts the backend
@@ -77,7 +86,7 @@ class Compilations:
     def reset(self) -> None:
         self.count = 0
 
-    def __call__(self, event: str, duration_secs: float, **metadata: str | int) -> None:
+    def __call__(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 

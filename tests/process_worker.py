@@ -16,6 +16,7 @@ import pytest
 from jax import NamedSharding, P
 from jax.experimental import multihost_utils
 from local_processes import join
+from micro_batches import measure_micro_batches
 
 import adaoptax
 
@@ -46,23 +47,35 @@ def initial_state() -> Any:
     return params, TX.init(params)
 
 
-def train_step(state: Any, batch: adaoptax.Batch, micro_batches: adaoptax.Batch) -> Any:
-    """Steps by exact statistics; `micro_batches` are the same rows, measured as groups as well."""
+def train_step(
+    state: Any, batch: adaoptax.Batch, micro_batches: adaoptax.Batch, mesh: jax.sharding.Mesh
+) -> Any:
+    """Steps by exact statistics; `micro_batches` are the same rows, measured in other ways too."""
     params, opt_state = state
     measure = adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.per_example())
     loss, grads, stats = measure(params, batch.data, mask=batch.mask)
     updates, opt_state = TX.update(grads, opt_state, params, stats=stats)
-    method = adaoptax.measure.groups(LARGEST // MICRO)
-    measure_groups = adaoptax.value_grad_and_stats(loss_fn, method)
-    full = micro_batches.mask.all(axis=1)
-    _, _, group_stats = measure_groups(params, micro_batches.data, mask=full)
+    groups = LARGEST // MICRO
+    measure = measure_micro_batches(loss_fn, groups, MICRO)
+    _, _, group_stats = measure(params, micro_batches)
+    devices = adaoptax.measure.devices("data", adaoptax.measure.groups(groups))
+    measure_rows = adaoptax.value_grad_and_stats(loss_fn, devices)
+
+    def on_each_device(params: Any, micro_batches: adaoptax.Batch) -> Any:
+        own = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), micro_batches)
+        return measure_rows(params, own.data, mask=own.mask)[2]
+
+    device_stats = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P()
+    )(params, micro_batches)
     return (optax.apply_updates(params, updates), opt_state), {
         "loss": loss,
         "required": adaoptax.required_batch_size(opt_state),
         "gain": optax.tree.get(opt_state, "gain"),
         "examples": stats.num_examples,
         "variance": stats.variance,
-        "group_variance": MICRO * group_stats.variance,
+        "group_variance": group_stats.variance,
+        "device_variance": device_stats.variance,
     }
 
 
@@ -98,7 +111,7 @@ def train(
         train_state = jax.device_put(jax.tree.unflatten(treedef, saved), replicated)
         loader.set_state(state["loader"])
         policy.set_state(state["policy"])
-    step = jax.jit(train_step, out_shardings=(replicated, replicated))
+    step = jax.jit(train_step, static_argnums=3, out_shardings=(replicated, replicated))
     records: list[dict[str, Any]] = []
     saved_state = None
     for batch in loader:
@@ -106,7 +119,7 @@ def train(
         groups = adaoptax.global_batch(
             batch, sharding, loader.num_rows, num_groups=loader.num_rows // MICRO
         )
-        train_state, numbers = step(train_state, rows, groups)
+        train_state, numbers = step(train_state, rows, groups, mesh)
         numbers = {name: float(x) for name, x in jax.device_get(numbers).items()}
         decided = policy.update(numbers["required"], loader.num_examples)
         loader.resize(decided if sizes is None else sizes[len(records)])

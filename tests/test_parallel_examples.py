@@ -49,11 +49,11 @@ SMALL = ("--processes", "2", "--epochs", "1", "--hidden", "16")
 
 
 def test_processes_train_on_digits(tmp_path: pathlib.Path) -> None:
-    sizes = ("--micro-batch-size", "64", "--batch-size", "128")
-    done = run("multi_process.py", *SMALL, *sizes, "--out", str(tmp_path))
+    done = run("multi_process.py", *SMALL, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     records, summary = outputs(tmp_path)
     assert (summary["processes"], summary["devices"]) == (2, 4)
+    assert summary["examples"] == 7200, "each example once"
     assert summary["largest_batch_size"] >= 2 * records[0]["batch_size"]
     assert summary["test_accuracy"] > 0.5, "guessing is 0.1"
     assert done.stdout.count("2 processes, 4 devices") == 1, "process 0 alone prints the table"
@@ -89,7 +89,7 @@ def test_interrupting_it_ends_all_processes(tmp_path: pathlib.Path) -> None:
     [
         ("multi_process.py", (), "pass --processes 2 to start one here"),
         ("multi_process.py", ("--processes", "0"), "--processes must be at least 1"),
-        ("multi_process.py", ("--batch-size", "40"), "--batch-size must be two micro-batches"),
+        ("multi_process.py", ("--batch-size", "40"), "--batch-size must be a multiple of"),
         (
             "multi_process.py",
             (*SMALL, "--devices", "3"),

@@ -153,7 +153,7 @@ def test_a_nonfinite_batch_changes_no_parameter_and_no_average(bad: float) -> No
 
     before, after = state[1], opt_state
     get = optax.tree.get
-    for name in ("trace", "gain_averages", "gain", "clock", "test_averages"):
+    for name in ("trace", "gain_averages", "gain", "scale_invariant_count", "test_averages"):
         assert bits(get(after, name)) == bits(get(before, name)), name
     assert float(required) == float(adaoptax.required_batch_size(before))
     assert int(get(after, "steps_skipped")) == 1

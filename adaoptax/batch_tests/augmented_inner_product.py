@@ -65,6 +65,7 @@ def augmented_inner_product_test(
     formula = scalar_formula(
         "augmented_inner_product_test",
         noises=(variance_along, orthogonal_variance),
+        # fmax: one part may be 0/0 while the other decides.
         required=lambda noises, sq_signal: jnp.fmax(
             required_along(noises[0], theta, sq_signal), tolerated(noises[1], nu, sq_signal)
         ),

@@ -14,7 +14,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages, debiased, init_averages, update_averages
-from adaoptax.stats import GradientStats, ratio, signal
+from adaoptax.stats import GradientStats, check_stats, ratio, signal
 
 SIGNALS = ("debiased", "plug-in")
 
@@ -120,56 +120,62 @@ def batch_test(
     ) -> tuple[ArrayTree, BatchTestState]:
         del params, extra_args
         check_stats(stats, formula.name)
-        terms = formula.terms(updates, stats)
-        measured = (stats.num_groups > 1) & jnp.isfinite(stats.sq_norm) & all_finite(terms)
-        averages = state.test_averages
-        if averages is not None:
-            averages = _tree.select(measured, update_averages(averages, terms, 1 - decay), averages)
-            terms = debiased(averages)
+        run = lambda: run_test(formula, updates, stats, state, decay, dataset_size)
+        if _validate.is_number(interval) and interval == 1:
+            state_after = run()
+        else:
+            state_after = jax.lax.cond(state.steps_seen % interval == 0, run, lambda: state)
+        steps_seen = optax.safe_increment(state.steps_seen)
+        return updates, state_after._replace(steps_seen=steps_seen)
 
-        required = formula.required(terms)
-        if dataset_size is not None:
-            required = finite_population(required, dataset_size)
-        defined = measured & ~jnp.isnan(required)
-        noise_dominated = defined & (formula.signal_of(terms) <= 0)
-        passed = defined & (required <= stats.num_examples)
-
-        dtype = state.required_batch_size.dtype
-        kept = jnp.where(state.tests_run > 0, state.required_batch_size, stats.num_examples)
-        count = lambda counter, event: counter + event.astype(counter.dtype)
-        tested = BatchTestState(
-            required_batch_size=jnp.where(defined, required, kept).astype(dtype),
-            test_passed=passed,
-            noise_dominated=noise_dominated,
-            undefined=~defined,
-            steps_seen=state.steps_seen,
-            tests_run=count(state.tests_run, defined),
-            tests_failed=count(state.tests_failed, defined & ~passed),
-            tests_noise_dominated=count(state.tests_noise_dominated, noise_dominated),
-            tests_undefined=count(state.tests_undefined, ~defined),
-            test_averages=averages,
-        )
-        due = state.steps_seen % interval == 0
-        state = _tree.select(due, tested, state)
-        return updates, state._replace(steps_seen=optax.safe_increment(state.steps_seen))
-
+    update_fn.__qualname__ = f"{formula.name}.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def run_test(
+    formula: Formula,
+    grads: ArrayTree,
+    stats: GradientStats,
+    state: BatchTestState,
+    decay: Any,
+    dataset_size: Any,
+) -> BatchTestState:
+    """The state after one test."""
+    terms = formula.terms(grads, stats)
+    measured = (stats.num_groups > 1) & jnp.isfinite(stats.sq_norm) & all_finite(terms)
+    averages = state.test_averages
+    if averages is not None:
+        averages = _tree.select(measured, update_averages(averages, terms, 1 - decay), averages)
+        terms = debiased(averages)
+
+    required = formula.required(terms)
+    if dataset_size is not None:
+        required = finite_population(required, dataset_size)
+    defined = measured & ~jnp.isnan(required)
+    noise_dominated = defined & (formula.signal_of(terms) <= 0)
+    passed = defined & (required <= stats.num_examples)
+
+    dtype = state.required_batch_size.dtype
+    kept = jnp.where(state.tests_run > 0, state.required_batch_size, stats.num_examples)
+    count = lambda counter, event: counter + event.astype(counter.dtype)
+    return BatchTestState(
+        required_batch_size=jnp.where(defined, required, kept).astype(dtype),
+        test_passed=passed,
+        noise_dominated=noise_dominated,
+        undefined=~defined,
+        steps_seen=state.steps_seen,
+        tests_run=count(state.tests_run, defined),
+        tests_failed=count(state.tests_failed, defined & ~passed),
+        tests_noise_dominated=count(state.tests_noise_dominated, noise_dominated),
+        tests_undefined=count(state.tests_undefined, ~defined),
+        test_averages=averages,
+    )
 
 
 def all_finite(tree: ArrayTree) -> jax.Array:
     """Whether no leaf holds NaN or inf."""
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.ones([], jnp.bool_)
-
-
-def check_stats(stats: Any, name: str) -> None:
-    """Raises TypeError unless `stats` is a `GradientStats`."""
-    if not isinstance(stats, GradientStats):
-        raise TypeError(
-            f"Expected stats to be a GradientStats, got {type(stats).__name__}: pass the"
-            " third result of adaoptax.value_grad_and_stats, as in"
-            f" tx.update(grads, state, params, stats=stats) ({name} decides by them)."
-        )
 
 
 def chosen_signal(stats: GradientStats, kind: str) -> jax.Array:

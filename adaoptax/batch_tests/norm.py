@@ -23,8 +23,9 @@ def norm_test(
         B \ge b = \frac{S^2}{\eta^2 \lVert g \rVert^2}
 
     A passive transformation: updates pass through unchanged. Put it first in a chain and read the
-    requirement with `required_batch_size`. With statistics that were measured between devices or
-    groups this is the norm test of distributed training, without its bias.
+    requirement with `required_batch_size`. On statistics of `measure.devices` or `measure.fsdp`
+    it is the *norm test on per-device gradients* of distributed training (DDP-Norm and FSDP-Norm),
+    with the unbiased normalisation: :math:`S^2` from J devices is divided by J − 1.
 
     Args:
         eta: :math:`\eta`, relative accuracy (it enters squared).
@@ -57,7 +58,9 @@ def norm_test(
     References:
         Byrd et al., `Sample size selection in optimization methods for machine learning
         <https://doi.org/10.1007/s10107-012-0572-5>`_, 2012, equation 3.9; Lau et al., `AdAdaGrad
-        <https://arxiv.org/abs/2402.11215>`_, 2024.
+        <https://arxiv.org/abs/2402.11215>`_, 2024; Lau et al., `Adaptive Batch Size Schedules for
+        Distributed Training of Language Models with Data and Model Parallelism
+        <https://arxiv.org/abs/2412.21124>`_, 2024.
     """
     _validate.positive("eta", eta, "it is the tolerated relative error; 0.1 to 1 is usual.")
     formula = scalar_formula(

@@ -18,7 +18,8 @@ def required_batch_size(opt_state: Any) -> jax.Array:
 
     Returns:
         A float32 scalar (float64 under float64 gradients): a real number of examples, not rounded
-        and not capped; inf if a gradient could not be told from noise. Works inside `jax.jit`.
+        and not capped; inf if a gradient could not be told from noise. Works inside `jax.jit`; of
+        a state that is vmapped (over seeds, say), one requirement for each.
 
     Raises:
         ValueError: If there is no batch test in `opt_state`.
@@ -37,4 +38,4 @@ def required_batch_size(opt_state: Any) -> jax.Array:
             " in the chain, as in optax.chain(adaoptax.norm_test(eta=0.5), optimizer), and pass the"
             " state that its update returned."
         )
-    return jnp.max(jnp.stack([jnp.asarray(test.required_batch_size) for test in tests]))
+    return jnp.max(jnp.stack([jnp.asarray(test.required_batch_size) for test in tests]), axis=0)

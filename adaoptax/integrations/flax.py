@@ -31,7 +31,7 @@ class TrainState(train_state.TrainState):
         Args:
             grads: Gradients, like `params`.
             **kwargs: Names of fields of the state replace them, as in Flax; all other keywords
-                (``stats=``, ``value=``) go to ``tx.update``.
+                (``stats=``, ``value=``) go to ``tx.update``, which ignores those it does not know.
 
         Returns:
             The new state.

@@ -1,6 +1,8 @@
 """Ways of measuring: loss → (loss, gradient, `GradientStats`), one file a way."""
 
+from adaoptax.measure.devices import devices
+from adaoptax.measure.fsdp import fsdp, gather
 from adaoptax.measure.groups import groups
 from adaoptax.measure.per_example import per_example
 
-__all__ = ["groups", "per_example"]
+__all__ = ["devices", "fsdp", "gather", "groups", "per_example"]

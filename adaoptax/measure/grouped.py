@@ -19,7 +19,15 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import combine_aux, weighted_mean
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.rows import check_mask, count_rows, cut, pad_groups, replace_padding
+from adaoptax.measure.rows import (
+    check_mask,
+    count_rows,
+    cut,
+    normalised,
+    pad_groups,
+    replace_padding,
+)
+from adaoptax.measure.varying import manual_axes, vary_like
 
 
 def measure_groups(
@@ -32,8 +40,14 @@ def measure_groups(
     num_groups: int,
     chunk_size: int,
     statistics: tuple[str, ...],
+    stop_early: bool = True,
 ) -> Measured:
-    """Loss, mean gradient and statistics of `num_groups` groups, `chunk_size` of them at once."""
+    """Loss, mean gradient and statistics of `num_groups` groups, `chunk_size` of them at once.
+
+    `stop_early` says whether chunks of padding alone at the end are left out. Under a `vmap` whose
+    parts lie on different devices they must not be: each turn of the loop would first ask all
+    devices whether any goes on.
+    """
     num_rows = count_rows(batch)
     rows = num_rows // num_groups
     num_chunks = -(-num_groups // chunk_size)
@@ -42,7 +56,7 @@ def measure_groups(
     if mask is None:
         row_weight = jnp.ones(num_rows, dtype)
     else:
-        row_weight = check_mask(mask, num_rows).astype(dtype)
+        row_weight = normalised(check_mask(mask, num_rows).astype(dtype))
         batch = replace_padding(batch, row_weight)
 
     def into_chunks(tree: ArrayTree) -> ArrayTree:
@@ -70,39 +84,33 @@ def measure_groups(
             return jax.vmap(grad, in_axes=axes)(params, *chunk)
         first = lambda x: x[0]
         group = (jax.tree.map(first, chunk[0]), chunk[1][0], loss.map_keys(first, chunk[2]))
-        return jax.tree.map(lambda x: x[None], grad(params, *group))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], grad(params, *group))
 
     coordinate = "coordinate" in statistics
-    value_shapes, grad_shapes = jax.eval_shape(differentiate, 0)
+    grad_shapes = jax.eval_shape(differentiate, 0)[1]
     products = None
     if num_chunks == 1:
         values, grads = differentiate(0)
         moments = m.chunk_moments(grads, weights.weight[0], coordinate)
         if "inner" in statistics:
-            products = m.inner_products(grads, moments.mean)
+            products = m.centred_inner_products(grads, moments.mean)
     else:
         before = jnp.cumsum(chunk_weight) - chunk_weight
 
-        def step(i: Any, carry: tuple[m.Moments, Any]) -> tuple[m.Moments, Any]:
-            moments, values = carry
-            new_values, grads = differentiate(i)
+        def step(moments: m.Moments, i: Any) -> tuple[m.Moments, Any]:
+            values, grads = differentiate(i)
             chunk = m.chunk_moments(grads, weights.weight[i], coordinate)
-            values = jax.tree.map(lambda every, new: every.at[i].set(new), values, new_values)
             return m.add_chunk(moments, chunk, before[i], chunk_weight[i]), values
 
-        one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), grad_shapes)
-        empty = jax.tree.map(lambda s: jnp.zeros((num_chunks, *s.shape), s.dtype), value_shapes)
-        bound = num_chunks if mask is None else _last_real(chunk_weight)
-        start = (m.zero_moments(one, coordinate), empty)
-        moments, values = jax.lax.fori_loop(0, bound, step, start)
+        bound = None if mask is None or not stop_early else _last_real(chunk_weight)
+        moments, values = _scan(step, m.zero_moments(params, coordinate), num_chunks, bound)
         values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
         if "inner" in statistics:
             # The mean is known only now: a second pass keeps the memory at one chunk.
-            def inner(i: Any, products: jax.Array) -> jax.Array:
-                return products.at[i].set(m.inner_products(differentiate(i)[1], moments.mean))
+            def inner(nothing: tuple, i: Any) -> tuple[tuple, jax.Array]:
+                return nothing, m.centred_inner_products(differentiate(i)[1], moments.mean)
 
-            none = jnp.zeros((num_chunks, chunk_size), moments.scatter.dtype)
-            products = jax.lax.fori_loop(0, bound, inner, none).reshape(-1)
+            products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
     stats = m.to_stats(moments, weights, products)
@@ -110,7 +118,7 @@ def measure_groups(
     losses, aux = values
     if loss.has_aux:
         whole = jax.eval_shape(lambda p, b: loss(p, b, one_key), params, batch)[1]
-        aux = combine_aux(aux, weights.weight, rows, whole)
+        aux = combine_aux(aux, weights.weight, rows, num_rows, whole)
     any_real = jnp.max(weights.weight) > 0
     value = jnp.where(any_real, weighted_mean(losses, weights.weight), jnp.nan)
     return (value, aux), grads, stats
@@ -129,7 +137,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         values, aux = jax.vmap(row, in_axes=(0, loss.key_axes(args)))(rows, args_of_rows)
         if loss.has_aux:
             as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
-            aux = combine_aux(aux, weight, 1, as_whole)
+            aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
         return weighted_mean(values, weight), aux
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
@@ -137,12 +145,40 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return gradient(whole)
 
     def either(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        # A full group is the user's loss as it stands, so BatchNorm sees a real small batch.
-        full = (jnp.min(weight) == jnp.max(weight)) & (weight[0] > 0)
+        # A full group is the user's loss as it stands, so BatchNorm sees a real small batch; one
+        # of padding only is not computed at all, so that nothing in it can spread.
         branch = lambda fn: lambda: gradient(fn)(params, rows, weight, args)
-        return jax.lax.cond(full, branch(whole), branch(row_by_row))
+        values, grads = jax.eval_shape(branch(whole))
+
+        def nothing() -> Any:
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), values)
+            return vary_like((zeros, jax.tree.map(jnp.zeros_like, params)), (values, grads))
+
+        kind = jnp.where(jnp.min(weight) == jnp.max(weight), 2, 1) * (jnp.max(weight) > 0)
+        return jax.lax.switch(kind, [nothing, branch(row_by_row), branch(whole)])
 
     return either
+
+
+def _scan(step: Callable[..., Any], start: Any, length: int, bound: Any) -> tuple[Any, Any]:
+    """`lax.scan` of ``step(carry, i)`` for i < length; outputs from the traced `bound` on are zero.
+
+    On one of many devices the start of the carry gets the type of its end.
+    """
+    if bound is not None or manual_axes():
+        carry_shapes, out_shapes = jax.eval_shape(step, start, 0)
+        start = vary_like(start, carry_shapes)
+    if bound is None:
+        return jax.lax.scan(step, start, jnp.arange(length))
+    empty = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), out_shapes)
+    empty = vary_like(empty, out_shapes)
+
+    def at_i(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outs = carry
+        carry, out = step(carry, i)
+        return carry, jax.tree.map(lambda every, new: every.at[i].set(new), outs, out)
+
+    return jax.lax.fori_loop(0, bound, at_i, (start, empty))
 
 
 def _last_real(chunk_weight: jax.Array) -> jax.Array:

@@ -1,20 +1,25 @@
-"""Gradients of n equal groups, one after another: accumulation that measures on its way."""
+"""Gradients of n equal groups: accumulation on one device, side by side on many."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from adaoptax import _validate
+from adaoptax.measure.devices import Devices
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.moments import check_statistics
 from adaoptax.measure.rows import count_rows
+from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 
 
 @dataclasses.dataclass(frozen=True)
 class _Groups:
     n: int
     statistics: tuple[str, ...]
+    shards: int | None = None
+    centred: bool = False
+    stop_early: bool = True
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
@@ -24,6 +29,11 @@ class _Groups:
                     f"Expected a batch that divides in n={self.n} equal groups, got {num_rows}"
                     " examples: choose another n, or pad the batch and mask the padding."
                 )
+            shards = self.shards or shards_of(batch, params, self.n)
+            if shards > 1:
+                each = dataclasses.replace(self, n=self.n // shards, shards=1, stop_early=False)
+                side_by_side = Devices(AXIS, each, self.statistics, self.centred, add_up)
+                return measure_shards(side_by_side(loss), loss, params, batch, args, mask, shards)
             return measure_groups(
                 loss,
                 params,
@@ -33,12 +43,19 @@ class _Groups:
                 num_groups=self.n,
                 chunk_size=1,
                 statistics=self.statistics,
+                stop_early=self.stop_early,
             )
 
         return measure
 
 
-def groups(n: int, *, statistics: tuple[str, ...] = ("norm",)) -> _Groups:
+def groups(
+    n: int,
+    *,
+    statistics: tuple[str, ...] = ("norm",),
+    shards: int | None = None,
+    centred: bool = False,
+) -> _Groups:
     r"""Measures the mean gradients of `n` contiguous groups, one after another.
 
     This is gradient accumulation whose statistics come for free: memory holds one group's
@@ -54,17 +71,31 @@ def groups(n: int, *, statistics: tuple[str, ...] = ("norm",)) -> _Groups:
     real row, so one compiled step serves every batch size up to its capacity. A group that holds
     padding is weighed row by row, which needs a loss that is a mean of per-example losses.
 
+    **On a mesh**, under plain `jax.jit` with a batch that is sharded over a data axis, the groups
+    of different shards run side by side (those of one shard one after another), no row leaves its
+    device, and the statistics add one float32 number to the all-reduce of the gradient. `n` should
+    be a multiple of the shards. Everything that is said of one device holds within a shard;
+    between shards all groups of a masked batch are computed, also those of padding, and the
+    variance cancels as in `stats_from_axis`, unless `centred`.
+
     Args:
         n: Number of groups, at least 2; must divide the batch.
         statistics: ``("norm",)`` or ``("norm", "coordinate")``. Inner products of n group
             gradients have a relative standard deviation of :math:`\sqrt{2 / (n-1)}` in any
             dimension; measure those with `per_example`.
+        shards: Groups that run side by side, a divisor of `n` and a multiple of the shards of the
+            batch. None asks the batch: on an Explicit mesh its type tells; on an Auto mesh it is
+            the largest divisor of `n` that divides the devices of the mesh, which holds up to
+            that many gradients at once over all devices; give the size of the data axis if the
+            mesh has other axes. Without a mesh it is 1. No choice changes the numbers.
+        centred: Whether to spend a second, scalar all-reduce on a mesh, against cancellation.
 
     Returns:
-        A method for `value_grad_and_stats`. It raises ValueError if the batch does not divide.
+        A method for `value_grad_and_stats`. It raises ValueError if the batch does not divide, or
+        if `n` is no multiple of the shards of an Explicit mesh.
 
     Raises:
-        ValueError: If `n` < 2 or a name in `statistics` is unknown.
+        ValueError: If `n` < 2, `shards` does not divide it, or a name in `statistics` is unknown.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
@@ -78,5 +109,9 @@ def groups(n: int, *, statistics: tuple[str, ...] = ("norm",)) -> _Groups:
     _validate.count(
         "n", n, 2, "one group cannot tell its noise; cut the batch in two groups or more."
     )
+    if shards is not None and (shards < 1 or n % shards):
+        raise ValueError(
+            f"Expected shards to divide n={n}, got {shards=}: every shard holds n/shards groups."
+        )
     check_statistics(statistics, ("norm", "coordinate"), "groups")
-    return _Groups(n, tuple(statistics))
+    return _Groups(int(n), tuple(statistics), shards, centred)

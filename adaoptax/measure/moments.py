@@ -61,9 +61,11 @@ class GroupWeights(NamedTuple):
         return jnp.sum(each) - jnp.sum(self.sq_weight) / jnp.where(weight > 0, weight, 1)
 
     def unbiased(self, scatter: jax.Array) -> jax.Array:
-        """Divides by the degrees of freedom; NaN where fewer than two groups are real."""
-        enough = self.num_groups > 1
-        return jnp.where(enough, scatter / jnp.where(enough, self.degrees_of_freedom, 1), jnp.nan)
+        """Divides by the degrees of freedom; NaN where fewer than two groups leave any."""
+        freedom, groups = self.degrees_of_freedom, self.num_groups
+        # Weights of very unequal size leave no freedom but rounding.
+        enough = (groups > 1) & (freedom > 16 * jnp.finfo(freedom.dtype).eps * groups)
+        return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
 
 
 def equal_weights(num_groups: int, group_size: Any, dtype: Any) -> GroupWeights:
@@ -86,13 +88,17 @@ class Moments(NamedTuple):
     coordinate_scatter: ArrayTree | None
 
 
-def zero_moments(like: ArrayTree, coordinate: bool) -> Moments:
-    """Moments of no group, for gradients like `like` (arrays or their shapes)."""
-    mean = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
-    real = lambda x: jnp.zeros(x.shape, jnp.finfo(x.dtype).dtype)
+def zero_moments(params: ArrayTree, coordinate: bool) -> Moments:
+    """Moments of no group, of the types (dtype, sharding, varying axes) that gradients have."""
+    mean = jax.tree.map(
+        lambda x: jnp.zeros_like(x, dtype=jnp.promote_types(jnp.result_type(x), jnp.float32)),
+        params,
+    )
+    real = lambda x: jnp.zeros_like(x, dtype=jnp.finfo(x.dtype).dtype)
     return Moments(
         mean=mean,
-        scatter=jnp.zeros([], _tree.scalar_dtype(mean)),
+        # Not zeros([]): a literal lies on no mesh, and cannot be carried on an Explicit one.
+        scatter=jnp.sum(jnp.zeros([1], _tree.scalar_dtype(mean))),
         coordinate_scatter=jax.tree.map(real, mean) if coordinate else None,
     )
 
@@ -141,11 +147,11 @@ def add_chunk(
     )
 
 
-def inner_products(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
-    """Re⟨h_j, g⟩ for each group of a stack [c, ...], summed over all tensors: shape [c]."""
+def centred_inner_products(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
+    """Re⟨h_j − g, g⟩ for each group of a stack [c, ...], summed over all tensors: shape [c]."""
 
     def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
-        h = _tree.widen(h)
+        h = _tree.widen(h) - g
         return jnp.sum(jnp.real(h * jnp.conj(g)).reshape(h.shape[0], -1), axis=1)
 
     parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean))
@@ -153,7 +159,7 @@ def inner_products(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
 
 
 def inner_scatter(products: jax.Array, weight: jax.Array) -> jax.Array:
-    """Σ W_j (p_j − p̄)² of all groups' inner products; p̄ is ‖g‖² but for rounding."""
+    """Σ W_j (p_j − p̄)² of all groups' centred inner products; p̄ is zero but for rounding."""
     real, total = weight > 0, jnp.sum(weight)
     products = jnp.where(real, products, 0)
     mean = jnp.sum(weight * products) / jnp.where(total > 0, total, 1)
@@ -180,5 +186,6 @@ def to_stats(moments: Moments, weights: GroupWeights, products: jax.Array | None
 
 
 def _rows(per_row: jax.Array, like: jax.Array) -> jax.Array:
-    """Reshapes [c] to broadcast against [c, ...]."""
-    return per_row.reshape(per_row.shape[0], *(1,) * (like.ndim - 1))
+    """Reshapes [c] to broadcast against [c, ...], in the real dtype of `like`."""
+    column = per_row.reshape(per_row.shape[0], *(1,) * (like.ndim - 1))
+    return column.astype(jnp.finfo(like.dtype).dtype)

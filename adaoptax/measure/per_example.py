@@ -71,4 +71,4 @@ def per_example(
     if chunk_size is not None:
         _validate.count("chunk_size", chunk_size, 1, "it counts examples differentiated at once.")
     check_statistics(statistics, STATISTICS, "per_example")
-    return _PerExample(chunk_size, tuple(statistics))
+    return _PerExample(None if chunk_size is None else int(chunk_size), tuple(statistics))

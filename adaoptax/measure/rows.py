@@ -39,6 +39,12 @@ def check_mask(mask: Any, num_rows: int) -> jax.Array:
     return jnp.asarray(mask)
 
 
+def normalised(weight: jax.Array) -> jax.Array:
+    """Weights over their maximum, so that tiny ones do not underflow; 0 and 1 stay as they are."""
+    largest = jnp.max(weight)
+    return weight / jnp.where(largest > 0, largest, 1)
+
+
 def replace_padding(batch: ArrayTree, mask: jax.Array) -> ArrayTree:
     """Puts the first real row in place of every padding row.
 

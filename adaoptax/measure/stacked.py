@@ -64,6 +64,8 @@ def stats_from_groups(
         )
     weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
     moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics)
-    products = m.inner_products(group_grads, moments.mean) if "inner" in statistics else None
+    products = (
+        m.centred_inner_products(group_grads, moments.mean) if "inner" in statistics else None
+    )
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
     return grads, m.to_stats(moments, weights, products)

@@ -1,5 +1,6 @@
 """The transformation of a loss: like `jax.value_and_grad`, with statistics beside the gradient."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ def value_grad_and_stats(
         loss_fn: ``loss_fn(params, batch, *args)`` returns the **mean** loss over the leading axis
             of every leaf of `batch`: the function that the training loop already has.
         method: How to measure, from `adaoptax.measure`: ``per_example()``, ``groups(n)``. None
-            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``.
+            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``; with padding choose n
+            yourself, so that the smallest real batch fills two groups.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``.
         key_argnums: Positions in `loss_fn` (params is 0, batch is 1, the first extra argument
             is 2) of arguments that are random keys, or pytrees of them. Every example (or group)
@@ -59,10 +61,10 @@ def value_grad_and_stats(
         >>> grads.shape, float(stats.num_examples), float(stats.num_groups)
         ((2,), 16.0, 4.0)
     """
-    if method is not None and not callable(method):
+    if method is not None and (inspect.isfunction(method) or not callable(method)):
         raise TypeError(
-            f"Expected method to be made by adaoptax.measure, got method={method!r}: pass for"
-            " example adaoptax.measure.groups(4)."
+            f"Expected method to be made by adaoptax.measure, got method={method!r}: call it, as in"
+            " adaoptax.measure.groups(4)."
         )
     argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
     if any(argnum < 2 for argnum in argnums):

@@ -175,6 +175,7 @@ def adadagrad(
     eps: Any = 1e-7,
     *,
     test: str = "coordinate",
+    coverage: Any = 0.9,
     signal: str = "debiased",
     dataset_size: Any = None,
     decay: Any = None,
@@ -190,6 +191,7 @@ def adadagrad(
         test: ``"coordinate"`` is the test of the paper and needs statistics with
             `coordinate_variance`; ``"norm"`` is what the authors' released code runs, and works
             with any statistics.
+        coverage: As in `coordinate_test`; the norm test has none.
         signal: As in `norm_test`.
         dataset_size: As in `norm_test`.
         decay: As in `norm_test`.
@@ -217,8 +219,13 @@ def adadagrad(
         <https://arxiv.org/abs/2402.11215>`_, 2024.
     """
     _validate.one_of("test", test, ("coordinate", "norm"))
-    make_test: Any = coordinate_test if test == "coordinate" else norm_test
+    options = {"signal": signal, "dataset_size": dataset_size, "decay": decay, "interval": interval}
+    in_front = (
+        coordinate_test(eta, coverage=coverage, **options)
+        if test == "coordinate"
+        else norm_test(eta, **options)
+    )
     return optax.chain(
-        make_test(eta, signal=signal, dataset_size=dataset_size, decay=decay, interval=interval),
+        in_front,
         skip_nonfinite(optax.adagrad(learning_rate, initial_accumulator_value, eps)),
     )

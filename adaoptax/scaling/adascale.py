@@ -9,8 +9,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages
-from adaoptax.batch_tests.framework import check_stats
-from adaoptax.scaling.clock import ScaleInvariantClock, init_clock
+from adaoptax.clock import Clock
 from adaoptax.scaling.gain import (
     CONVENTIONS,
     NoiseAndSignal,
@@ -19,7 +18,7 @@ from adaoptax.scaling.gain import (
     init_gain_averages,
 )
 from adaoptax.scaling.skip import skip_nonfinite
-from adaoptax.stats import GradientStats, signal
+from adaoptax.stats import GradientStats, check_stats, signal
 
 
 class ScaleByAdaScaleState(NamedTuple):
@@ -27,7 +26,9 @@ class ScaleByAdaScaleState(NamedTuple):
 
     Attributes:
         gain: Gain of the last step, between 1 and S.
-        clock: The scale-invariant step count τ: the sum of all gains.
+        scale_invariant_count: int32, whole part of τ, the sum of all gains: how many steps of the
+            base batch this run is worth so far.
+        scale_invariant_fraction: The rest of τ, in [0, 1).
         gain_averages: Averages of σ² (of a base batch) and μ².
         gain_samples: Samples in them.
         gain_undefined: Whether the last gain is 1 because nothing is known yet.
@@ -36,7 +37,8 @@ class ScaleByAdaScaleState(NamedTuple):
     """
 
     gain: jax.Array
-    clock: ScaleInvariantClock
+    scale_invariant_count: jax.Array
+    scale_invariant_fraction: jax.Array
     gain_averages: Averages
     gain_samples: jax.Array
     gain_undefined: jax.Array
@@ -71,7 +73,8 @@ def scale_by_adascale(
             tuned, in examples. The batch may be smaller (S < 1) and may change at every step.
         learning_rate: A number or an Optax schedule. If given, updates are multiplied by
             ``-learning_rate(τ)`` too: schedules then run on the scale-invariant clock instead of
-            counting steps. None multiplies by the gain alone.
+            counting steps. None multiplies by the gain alone. Under `optax.inject_hyperparams` pass
+            ``static_args=("learning_rate",)``: it would run the schedule on steps.
         convention: How samples are averaged. ``"adaoptax"``: the current step included, raw
             samples, debiased average with decay 0.999^S (a horizon in examples, not steps), clamped
             after averaging. ``"paper"``: prior steps only, the first gain 1, each sample
@@ -121,7 +124,8 @@ def scale_by_adascale(
         dtype = _tree.scalar_dtype(params)
         return ScaleByAdaScaleState(
             gain=jnp.ones([], dtype),
-            clock=init_clock(dtype),
+            scale_invariant_count=jnp.zeros([], jnp.int32),
+            scale_invariant_fraction=jnp.zeros([], dtype),
             gain_averages=init_gain_averages(dtype),
             gain_samples=jnp.zeros([], jnp.int32),
             gain_undefined=jnp.ones([], jnp.bool_),
@@ -151,13 +155,16 @@ def scale_by_adascale(
         gain, known = gain_of(averages if rule.includes_current else state.gain_averages, scale)
 
         factor = gain if _validate.is_number(exponent) and exponent == 1 else gain**exponent
+        clock = Clock(state.scale_invariant_count, state.scale_invariant_fraction)
         if learning_rate is not None:
-            factor = -factor * _learning_rate_at(learning_rate, state.clock, convention)
+            factor = -factor * _learning_rate_at(learning_rate, clock, convention)
         scaled = jax.tree.map(lambda u: jnp.where(usable, factor * u, 0).astype(u.dtype), updates)
 
+        after = clock.advance(gain)
         stepped = state._replace(
             gain=gain.astype(dtype),
-            clock=state.clock.advance(gain),
+            scale_invariant_count=after.whole,
+            scale_invariant_fraction=after.fraction,
             gain_averages=averages,
             gain_samples=samples,
             gain_undefined=~known,
@@ -166,15 +173,14 @@ def scale_by_adascale(
         skipped = state._replace(steps_skipped=optax.safe_increment(state.steps_skipped))
         return scaled, _tree.select(usable, stepped, skipped)
 
+    update_fn.__qualname__ = "scale_by_adascale.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _learning_rate_at(
-    learning_rate: optax.ScalarOrSchedule, clock: ScaleInvariantClock, convention: str
-) -> Any:
+def _learning_rate_at(learning_rate: optax.ScalarOrSchedule, clock: Clock, convention: str) -> Any:
     if not callable(learning_rate):
         return learning_rate
-    return learning_rate(clock.scale_invariant_count if convention == "paper" else clock.value())
+    return learning_rate(clock.whole if convention == "paper" else clock.value())
 
 
 def adascale(
@@ -193,7 +199,7 @@ def adascale(
 
     Args:
         learning_rate: A number, or an Optax schedule in steps of the base batch, evaluated at the
-            scale-invariant step count.
+            scale-invariant step count. Under `optax.inject_hyperparams` as in `scale_by_adascale`.
         base_batch_size: The batch size for which `learning_rate` was tuned, in examples.
         momentum: Decay of the momentum trace, or None.
         nesterov: Whether the momentum is Nesterov's.

@@ -8,8 +8,7 @@ import optax
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
-from adaoptax.batch_tests.framework import check_stats
-from adaoptax.stats import GradientStats
+from adaoptax.stats import GradientStats, check_stats
 
 
 class SkipNonfiniteState(NamedTuple):

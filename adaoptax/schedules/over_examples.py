@@ -8,9 +8,8 @@ import optax
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
-from adaoptax.batch_tests.framework import check_stats
 from adaoptax.clock import Clock, init_clock
-from adaoptax.stats import GradientStats
+from adaoptax.stats import GradientStats, check_stats
 
 # The clock counts in units of 2^16 examples, exact in binary: int32 then lasts for 10^14 of them.
 _UNIT = 65536
@@ -72,8 +71,7 @@ def scale_by_schedule_over_examples(
         rate = schedule(_UNIT * clock.value())
         scaled = jax.tree.map(lambda u: (-rate * u).astype(jnp.result_type(u)), updates)
         dtype = clock.fraction.dtype
-        return scaled, ScaleByScheduleOverExamplesState(
-            clock.advance((stats.num_examples / _UNIT).astype(dtype))
-        )
+        seen = stats.num_examples.astype(dtype) / _UNIT
+        return scaled, ScaleByScheduleOverExamplesState(clock.advance(seen))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
