@@ -31,7 +31,6 @@ def local_processes(
                 "JAX_COORDINATOR_BIND_ADDRESS": address,  # loopback only, not every interface
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
-                "JAX_PLATFORMS": "cpu",  # a GPU could not be shared by all of them
                 "END_WITH_PARENT": "1",
             }
             # A session of its own: Ctrl-C reaches the parent alone, which ends all of it.
@@ -74,10 +73,10 @@ def join(devices: int | None = None) -> None:
     MPI, Kubernetes.
 
     Args:
-        devices: Number of CPU devices of this process, or None for what there is.
+        devices: Number of CPU devices of this process, or None for the accelerators there are.
     """
     if devices is not None:
-        jax.config.update("jax_num_cpu_devices", devices)
+        use_host_devices(devices)
     if "JAX_NUM_PROCESSES" not in os.environ:
         jax.distributed.initialize()
         return
@@ -87,6 +86,18 @@ def join(devices: int | None = None) -> None:
         num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
         process_id=int(os.environ["JAX_PROCESS_ID"]),
         cluster_detection_method="deactivate",
+    )
+
+
+def use_host_devices(devices: int) -> None:
+    """Makes `devices` devices of the CPU, before anything else is asked of JAX."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    # On few busy cores devices may wait long for each other: slow is no failure.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+        + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
     )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import NamedSharding, P
-from local_processes import join
+from local_processes import join, use_host_devices
 from micro_batches import measure_micro_batches
 from reporting import BLUE, GREY, StepOutput, column, draw_size, finish_record, panels, write_run
 from stdlib_data import Corpus, read_standard_library, unigram_bits, windows
@@ -68,8 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.set_defaults(**TINY)
     options = parser.parse_args(argv)
     if options.host_devices is not None:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", options.host_devices)
+        use_host_devices(options.host_devices)
     if options.join:
         join()
     if options.data is None:

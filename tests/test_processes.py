@@ -109,8 +109,8 @@ def test_they_join_a_cluster_that_jax_detects() -> None:
     source = (
         "import os; index = os.environ['SLURM_PROCID'] = os.environ['JAX_PROCESS_ID'];"
         "[os.environ.pop(name) for name in list(os.environ) if name[:4] == 'JAX_' "
-        "and name not in ('JAX_PLATFORMS', 'JAX_COORDINATOR_PORT')];"
-        "import jax, local_processes as p; p.end_with_parent(); p.join();"
+        "and name != 'JAX_COORDINATOR_PORT'];"
+        "import jax, local_processes as p; p.end_with_parent(); p.use_host_devices(1); p.join();"
         "assert (jax.process_index(), jax.process_count()) == (int(index), 2)"
     )
     variables = {
