@@ -13,10 +13,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 PNG = b"\x89PNG"
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
 def run_example(name: str, out: pathlib.Path, *options: str) -> str:
     command = [sys.executable, str(ROOT / "examples" / name), "--out", str(out), *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -56,9 +58,8 @@ def test_examples_run_in_small(name: str, tmp_path: pathlib.Path) -> None:
 
 def test_examples_explain_every_option() -> None:
     command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--help"]
-    out = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
-    ).stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    out = done.stdout
     options = re.findall(r"^  (--[a-z-]+) \S+\s+(.*)$", out, re.MULTILINE)
     assert len(options) >= 10
     assert all(len(text) > 10 for _, text in options)
@@ -66,7 +67,7 @@ def test_examples_explain_every_option() -> None:
 
 def test_a_bad_option_is_one_sentence(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--batch-size", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 2
     assert "--batch-size" in done.stderr.splitlines()[-1]
 
