@@ -14,7 +14,14 @@ from adaoptax.batch_tests import (
     required_batch_size,
 )
 from adaoptax.extra_args import bind_extra_args
-from adaoptax.loop import Batch, BatchLoader, GrowthPolicy
+from adaoptax.loop import (
+    Batch,
+    BatchLoader,
+    GrowthPolicy,
+    check_same_everywhere,
+    data_process,
+    global_batch,
+)
 from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
 from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
@@ -78,6 +85,9 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "check_same_everywhere",
+    "data_process",
+    "global_batch",
     # For trainers that pass nothing extra
     "bind_extra_args",
 ]  # fmt: skip

@@ -4,39 +4,29 @@ The examples themselves hold what is worth reading: the model, the chain and the
 """
 
 import argparse
-import json
-import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
-import matplotlib
 import numpy as np
 import optax
+from reporting import (
+    BLUE,
+    GREY,
+    StepOutput,
+    column,
+    draw_size,
+    finish_record,
+    panels,
+    write_run,
+)
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import adaoptax
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
-class StepOutput(NamedTuple):
-    """Device scalars that one train step returns.
-
-    Attributes:
-        loss: Mean loss of the batch.
-        required: Batch size that the norm test requires.
-        gain: AdaScale's gain.
-    """
-
-    loss: jax.Array
-    required: jax.Array
-    gain: jax.Array
 
 
 class Trainer(Protocol):
@@ -193,20 +183,6 @@ def train(
     return records, summary
 
 
-def finish_record(record: dict[str, Any], output: StepOutput, eta: float) -> float:
-    """Adds the numbers of the device to a record; returns the required batch size."""
-    loss, required, gain = (float(x) for x in jax.device_get(output))
-    # The norm test asks for (noise scale)/η²; null where the gradient was all noise.
-    noise_scale = required * eta**2
-    record.update(
-        loss=loss,
-        required=required if math.isfinite(required) else None,
-        noise_scale=noise_scale if math.isfinite(noise_scale) else None,
-        gain=gain,
-    )
-    return required
-
-
 def digits(seed: int) -> list[np.ndarray]:
     """scikit-learn's 8×8 digits: 1,440 to train on, each also shifted by a pixel, 357 to test.
 
@@ -238,11 +214,8 @@ def main(description: str, make_trainer: MakeTrainer, argv: list[str] | None = N
     }
     summary["options"] = {name: str(value) for name, value in vars(options).items()}
 
-    options.out.mkdir(parents=True, exist_ok=True)
     records = runs["adaptive"][0][0]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (options.out / "records.jsonl").write_text(lines)
-    (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_run(options.out, records, summary)
     draw(records, runs["fixed"][0][0], options, options.out / "run.png")
     print(table(summary, options))
     print(f"\nWrote records.jsonl (seed 0), summary.json and run.png to {options.out}/")
@@ -276,33 +249,19 @@ def draw(
     path: pathlib.Path,
 ) -> None:
     """Batch size, noise scale, gain and accuracy over examples."""
-
-    def column(records: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-        kept = [r for r in records if r.get(name) is not None]
-        return [r["examples"] / 1000 for r in kept], [r[name] for r in kept]
-
-    blue, grey = "#2166ac", "#999999"
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), sharex=True, layout="constrained")
-    size, noise, gain, accuracy = axes.flat
-    size.plot(*column(adaptive, "batch_size"), color=blue, drawstyle="steps-post")
-    size.plot(*column(fixed, "batch_size"), color=grey)
-    size.set_yscale("log", base=2)
-    size.set(title="Batch size", ylim=(options.batch_size / 1.5, options.max_batch_size * 1.5))
-    size.yaxis.set_major_formatter("{x:.0f}")
-    noise.plot(*column(adaptive, "noise_scale"), color=blue)
-    noise.plot(*column(fixed, "noise_scale"), color=grey)
+    figure, (size, noise, gain, accuracy) = panels()
+    draw_size(size, adaptive, options)
+    size.plot(*column(fixed, "batch_size"), color=GREY)
+    noise.plot(*column(adaptive, "noise_scale"), color=BLUE)
+    noise.plot(*column(fixed, "noise_scale"), color=GREY)
     noise.set(title="Gradient noise scale (examples)", yscale="log")
-    gain.plot(*column(adaptive, "gain"), color=blue)
-    gain.plot(*column(fixed, "gain"), color=grey)
+    gain.plot(*column(adaptive, "gain"), color=BLUE)
+    gain.plot(*column(fixed, "gain"), color=GREY)
     gain.set(title="AdaScale gain", xlabel="examples seen (thousands)", ylim=(0.8, None))
-    for records, color, kind in ((fixed, grey, "fixed"), (adaptive, blue, "adaptive")):
+    for records, color, kind in ((fixed, GREY, "fixed"), (adaptive, BLUE, "adaptive")):
         label = f"{kind}: {len(records):,} updates"
         accuracy.plot(*column(records, "test_accuracy"), color=color, label=label)
     accuracy.set(title="Test accuracy", xlabel="examples seen (thousands)", ylim=(0.9, 1.0))
     accuracy.legend(loc="lower right", frameon=False)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
     figure.suptitle(f"Digits: the batch grows from measured gradient noise (η = {options.eta:g})")
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -3,5 +3,14 @@
 from adaoptax.loop.loader import Batch, BatchLoader
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.policy import GrowthPolicy
+from adaoptax.loop.processes import check_same_everywhere, data_process, global_batch
 
-__all__ = ["Batch", "BatchLoader", "GrowthPolicy", "epoch_permutation"]
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "GrowthPolicy",
+    "check_same_everywhere",
+    "data_process",
+    "epoch_permutation",
+    "global_batch",
+]

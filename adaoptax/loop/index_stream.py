@@ -11,14 +11,15 @@ from adaoptax.loop.fingerprint import fingerprint
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.rows import join_micro_batches
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.share import Share
 from adaoptax.loop.sources import RandomAccess
 
 
 class IndexStream:
     """Reads the epochs of a source in order, without a seam between them.
 
-    Positions count the examples of all epochs (and, once the work is shared, of all processes),
-    so that the cursor means the same for every batch size and prefetch depth.
+    Positions count the examples of all epochs and of all processes, so that the cursor means the
+    same for every batch size, prefetch depth and number of processes.
 
     Attributes:
         cursor: Position of the next example, that is the number of examples delivered.
@@ -28,7 +29,7 @@ class IndexStream:
     def __init__(
         self,
         source: RandomAccess,
-        micro_batch_size: int,
+        share: Share,
         *,
         shuffle: bool,
         seed: int,
@@ -38,7 +39,7 @@ class IndexStream:
         self.cursor = 0
         self.length = source.length
         self._source = source
-        self._micro = micro_batch_size
+        self._share, self._micro = share, share.micro
         self._shuffle, self._seed, self._num_epochs = shuffle, seed, num_epochs
         self._end = None if num_epochs is None else num_epochs * source.length
         self._order: tuple[int, np.ndarray] | None = None
@@ -49,7 +50,10 @@ class IndexStream:
         self._closed = False
 
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
-        """Returns the next rows and their number, at the end of the data fewer; does not move."""
+        """Returns this process's rows of the next batch and the batch's number of examples.
+
+        At the end of the data there are fewer. Does not move.
+        """
         if self._closed:
             raise RuntimeError("Expected an open loader, got one after close(): make a new one.")
         stop = self._clip(self.cursor + num_micro_batches * self._micro)
@@ -57,7 +61,7 @@ class IndexStream:
             raise StopIteration
         if self._thread is None:
             return self._rows(self.cursor, stop), stop - self.cursor
-        starts = range(self.cursor, stop, self._micro)
+        starts = self._starts(stop)
         self._read_ahead(starts)
         try:
             parts = [self._futures[start].result() for start in starts]
@@ -73,13 +77,21 @@ class IndexStream:
             for start in [start for start in self._futures if start < self.cursor]:
                 del self._futures[start]
             stop = self._clip(self.cursor + self._prefetch * self._micro)
-            self._read_ahead(range(self.cursor, stop, self._micro))
+            self._read_ahead(self._starts(stop))
+
+    def _starts(self, stop: int) -> list[int]:
+        """Where the micro-batches up to `stop` begin: those with rows of this process, or one."""
+        starts = range(self.cursor, stop, self._micro)
+        return [at for at in starts if self._share.num_rows(stop - at)] or list(starts[:1])
 
     def _clip(self, position: int) -> int:
         return position if self._end is None else min(position, self._end)
 
     def _rows(self, start: int, stop: int) -> Any:
-        return self._source.gather(self._indices(start, stop))
+        """This process's rows of start, ..., stop - 1; at least one, to be copied as padding."""
+        indices = self._indices(start, stop)
+        own = self._share.take(indices)
+        return self._source.gather(own if len(own) else indices[:1])
 
     def _indices(self, start: int, stop: int) -> np.ndarray:
         """Indices into the source of the positions start, ..., stop - 1."""
@@ -99,7 +111,7 @@ class IndexStream:
             self._order = epoch, epoch_permutation(self.length, self._seed, epoch)
         return self._order[1]
 
-    def _read_ahead(self, starts: range) -> None:
+    def _read_ahead(self, starts: list[int]) -> None:
         assert self._thread is not None
         for start in starts:
             if start not in self._futures:

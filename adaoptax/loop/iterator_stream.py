@@ -3,32 +3,41 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from adaoptax.loop.iterators import SavingIterator
 from adaoptax.loop.rows import join_micro_batches, num_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.share import Share
 
 
 class IteratorStream:
     """Reads whole batches or nothing: after an error it goes back to where the batch began.
 
+    Every process reads the micro-batches of all and keeps its own rows: only so the place is the
+    same on all of them, and holds for another number of processes.
+
     Attributes:
-        cursor: Number of examples delivered.
+        cursor: Number of examples delivered, over all processes.
         length: None, since an iterator does not tell its length.
     """
 
     length = None
 
-    def __init__(self, iterator: SavingIterator, micro_batch_size: int) -> None:
+    def __init__(self, iterator: SavingIterator, share: Share) -> None:
         self.cursor = 0
         self._iterator = iterator
-        self._micro = micro_batch_size
+        self._share, self._micro = share, share.micro
         self._ended = False
         # Where an undelivered batch began (a tuple, because a place may be None).
         self._undelivered: tuple[Any] | None = None
         self._end_reached = False
 
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
-        """Returns the next rows and their number, at the end of the data fewer; does not move."""
+        """Returns this process's rows of the next batch and the batch's number of examples.
+
+        At the end of the data there are fewer. Does not move.
+        """
         if self._ended:
             raise StopIteration
         self._go_back()
@@ -42,16 +51,19 @@ class IteratorStream:
             except StopIteration:
                 self._end_reached = True
                 break
-            rows = self._checked_rows(part)
+            count = self._checked_rows(part)
             parts.append(part)
-            total += rows
-            if rows < self._micro:
-                self._require_end(rows)
+            total += count
+            if count < self._micro:
+                self._require_end(count)
                 break
         if not parts:
             self.advance(0)
             raise StopIteration
-        return join_micro_batches(parts), total
+        rows = join_micro_batches(parts)
+        if self._share.num_rows(total):
+            return jax.tree.map(self._share.take, rows), total
+        return jax.tree.map(lambda leaf: leaf[:1], rows), total  # to be copied as padding
 
     def advance(self, num_examples: int) -> None:
         """Moves past examples that were delivered."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from adaoptax.loop.rows import pad_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.share import share_of
 from adaoptax.loop.sizes import real_number, round_up, whole_number
 from adaoptax.loop.streams import open_stream
 
@@ -16,12 +17,13 @@ _VERSION = 1
 
 
 class Batch(NamedTuple):
-    """One batch on the host.
+    """One batch on the host, or the rows of it that one process reads.
 
     Attributes:
         data: A pytree like one example, of NumPy arrays with a leading axis of rows.
         mask: Booleans, one a row: True for real examples, False for padding. Real rows come
-            first; padding rows are copies of the first row.
+            first; padding rows are copies of the first row (where this process has no real row at
+            all: of the first of the batch).
     """
 
     data: Any
@@ -29,7 +31,7 @@ class Batch(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """Number of real examples."""
+        """Number of real examples in these rows; see `BatchLoader.num_examples` for all."""
         return int(np.count_nonzero(self.mask))
 
 
@@ -44,11 +46,18 @@ class BatchLoader:
     A batch is delivered whole or not at all: where reading fails, the error is raised, the place
     stays, and the next `next` tries the same examples again.
 
+    Where several processes train together, each has a loader of its own and gives it the same
+    arguments. Of every micro-batch each process reads its block of rows, the first the first.
+    Sizes, place and state count the examples of **all** processes and are the same on each, so
+    that a state saved by one number of processes continues the same stream on any other. Give
+    `resize` the same number everywhere: one that comes from a replicated array.
+
     Sources are either (a) random access: a pytree of arrays with equal leading lengths, a list of
     examples, or any object with `__len__` and `__getitem__`; or (b) an iterator of ready
     micro-batches of `micro_batch_size` examples each (the last may be short) that can save its
     place, such as a grain iterator or a torchdata `StatefulDataLoader`. For (b) shuffling, seed
-    and epochs are those of the source. With arrays `prefetch=0` is fastest; where reading an
+    and epochs are those of the source, and every process reads the micro-batches of all, of which
+    it keeps its rows. With arrays `prefetch=0` is fastest; where reading an
     example takes long, 2 to 4 micro-batches are enough.
 
     Args:
@@ -63,6 +72,10 @@ class BatchLoader:
         num_epochs: Number of epochs, or None for no end. The last batch may be short; it is
             padded to whole micro-batches.
         prefetch: Micro-batches that a background thread reads ahead, 0 for none.
+        process: Number of this process and number of all, ``(index, count)``. None asks JAX, which
+            starts its backend: call `jax.distributed.initialize` before. Pass ``(0, 1)`` for a
+            loader whose rows are all for this process, and `data_process` of the sharding where
+            the devices of one row belong to several processes.
 
     Raises:
         TypeError: If `source` is of a kind that cannot be resumed.
@@ -100,6 +113,7 @@ class BatchLoader:
         seed: int = 0,
         num_epochs: int | None = None,
         prefetch: int = 0,
+        process: tuple[int, int] | None = None,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size, 1, "a batch holds examples.")
         if micro_batch_size is None:
@@ -112,15 +126,16 @@ class BatchLoader:
                 "number of rows that every batch gets."
             )
         self._pad_to_max = bool(pad_to_max)
+        self._share = share_of(process, self._micro)
         self._stream = open_stream(
             source,
-            self._micro,
+            self._share,
             shuffle=shuffle,
             seed=seed,
             num_epochs=num_epochs,
             prefetch=prefetch,
         )
-        self._step = 0
+        self._step = self._num_examples = self._num_rows = 0
         self._batch_size = round_up(batch_size, self._micro)
 
     def __iter__(self) -> Self:
@@ -132,10 +147,13 @@ class BatchLoader:
             num_rows = self._max
         else:
             num_rows = round_up(num_examples, self._micro)
-        batch = Batch(pad_rows(rows, num_rows), np.arange(num_rows) < num_examples)
+        own_rows = num_rows // self._share.count
+        mask = np.arange(own_rows) < self._share.num_rows(num_examples)
+        batch = Batch(pad_rows(rows, own_rows), mask)
         # Only now, when nothing can fail any more, the examples count as delivered.
         self._stream.advance(num_examples)
         self._step += 1
+        self._num_examples, self._num_rows = num_examples, num_rows
         return batch
 
     def resize(self, n: Any) -> int:
@@ -179,12 +197,12 @@ class BatchLoader:
 
     @property
     def batch_size(self) -> int:
-        """Examples of the next batch."""
+        """Examples of the next batch, over all processes."""
         return self._batch_size
 
     @property
     def micro_batch_size(self) -> int:
-        """Examples of one micro-batch; every batch size is a multiple of it."""
+        """Examples of one micro-batch of all processes; batch sizes are multiples of it."""
         return self._micro
 
     @property
@@ -193,8 +211,18 @@ class BatchLoader:
         return self._max
 
     @property
+    def num_examples(self) -> int:
+        """Real examples of the batch delivered last, over all processes; 0 before the first."""
+        return self._num_examples
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch delivered last, padding included, over all processes."""
+        return self._num_rows
+
+    @property
     def examples_seen(self) -> int:
-        """Number of examples delivered so far."""
+        """Number of examples delivered so far, over all processes."""
         return self._stream.cursor
 
     @property
@@ -209,7 +237,7 @@ class BatchLoader:
         return self._step
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what a resume needs: the place and the batch size.
+        """Returns what a resume needs, the same on every process: the place and the batch size.
 
         The state describes the batches that were delivered; what was prefetched does not count.
 
@@ -244,7 +272,8 @@ class BatchLoader:
 
         Raises:
             ValueError: If the state is damaged, or was saved with other data, another seed,
-                micro-batch size, shuffling or number of epochs.
+                micro-batch size, shuffling or number of epochs. (The number of processes may be
+                another one.)
 
         Examples:
             >>> import numpy as np

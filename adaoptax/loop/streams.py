@@ -6,6 +6,7 @@ from adaoptax.loop.index_stream import IndexStream
 from adaoptax.loop.iterator_stream import IteratorStream
 from adaoptax.loop.iterators import as_saving_iterator
 from adaoptax.loop.permutation import seed_number
+from adaoptax.loop.share import Share
 from adaoptax.loop.sizes import whole_number
 from adaoptax.loop.sources import as_random_access
 
@@ -20,7 +21,7 @@ iterator) or state_dict/load_state_dict (torchdata's StatefulDataLoader)."""
 
 def open_stream(
     source: Any,
-    micro_batch_size: int,
+    share: Share,
     *,
     shuffle: bool,
     seed: int,
@@ -36,7 +37,7 @@ def open_stream(
     if rows is not None:
         return IndexStream(
             rows,
-            micro_batch_size,
+            share,
             shuffle=bool(shuffle),
             seed=seed,
             num_epochs=num_epochs,
@@ -52,4 +53,4 @@ def open_stream(
                 f"Expected no {name} with an iterator as source, got {name}={value}: the iterator "
                 "decides it; set it where the iterator is made."
             )
-    return IteratorStream(iterator, micro_batch_size)
+    return IteratorStream(iterator, share)

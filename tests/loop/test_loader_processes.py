@@ -1,0 +1,194 @@
+"""Several processes, simulated in one: together they deliver the stream of a single process."""
+
+import json
+
+import numpy as np
+import pytest
+from test_loader_resume import StateDict
+
+from adaoptax.loop import BatchLoader
+
+COUNTS = (1, 2, 4)
+
+
+def loaders(count, source, micro, **arguments):
+    return [
+        BatchLoader(source(), micro, process=(index, count), **arguments) for index in range(count)
+    ]
+
+
+def assemble(batches, micro):
+    """The rows of all processes in the order of one process, and its mask."""
+    blocks = micro // len(batches)
+
+    def join(parts):
+        return np.concatenate([part.reshape(-1, blocks, *part.shape[1:]) for part in parts], 1)
+
+    leaf = join([batch.data for batch in batches])
+    mask = join([batch.mask for batch in batches])
+    return leaf.reshape(-1, *leaf.shape[2:]), mask.reshape(-1)
+
+
+def step(group, size, micro):
+    """The next batch of all processes together, as one process would deliver it, then a resize."""
+    batches = [next(loader, None) for loader in group]
+    assert len({loader.resize(size) for loader in group}) == 1
+    states = [json.dumps(loader.get_state(), allow_nan=False) for loader in group]
+    assert len(set(states)) == 1, "the state has to be the same on every process"
+    delivered = [batch for batch in batches if batch is not None]
+    assert len(delivered) in (0, len(batches)), "all processes end together"
+    if not delivered:
+        return None, states[0]
+    assert len({loader.num_rows for loader in group}) == 1
+    assert sum(batch.num_examples for batch in delivered) == group[0].num_examples
+    assert sum(len(batch.mask) for batch in delivered) == group[0].num_rows
+    rows, mask = assemble(delivered, micro)
+    return (rows[mask].tolist(), mask.tolist()), states[0]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "list"])
+def test_random_kills_and_process_counts_deliver_the_stream_of_one_process(kind):
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        n, micro = int(rng.integers(1, 60)), 4 * int(rng.integers(1, 4))
+        sizes = [int(s) for s in np.cumsum(rng.integers(-2, 6, size=25)).clip(1, 50)]
+        shared = {
+            "max_batch_size": 16 * micro,
+            "pad_to_max": bool(rng.random() < 0.5),
+            "seed": seed,
+            "num_epochs": None if rng.random() < 0.3 else int(rng.integers(1, 9)),
+        }
+
+        def source(n=n):
+            return np.arange(n) if kind == "arrays" else list(range(n))
+
+        whole = loaders(1, source, micro, **shared)
+        expected = [step(whole, size, micro)[0] for size in sizes]
+        group = loaders(int(rng.choice(COUNTS)), source, micro, **shared)
+        saved, place, kills = None, 0, 0
+        while place < len(sizes):
+            delivered, state = step(group, sizes[place], micro)
+            assert delivered == expected[place], f"{seed=} {place=} {kills=}"
+            place += 1
+            if rng.random() < 0.3:
+                saved = place, state
+            if saved and kills < 8 and rng.random() < 0.3:
+                kills += 1
+                for loader in group:
+                    loader.close()
+                prefetch = int(rng.integers(0, 4))
+                count = int(rng.choice(COUNTS))
+                group = loaders(count, source, micro, prefetch=prefetch, **shared)
+                place = saved[0]
+                for loader in group:
+                    loader.set_state(json.loads(saved[1]))
+        for loader in group:
+            loader.close()
+
+
+@pytest.mark.parametrize("before", COUNTS)
+@pytest.mark.parametrize("after", COUNTS)
+def test_an_iterator_continues_on_another_number_of_processes(before, after):
+    def make(count):
+        return [BatchLoader(StateDict(), 4, process=(index, count)) for index in range(count)]
+
+    def take(group, sizes):
+        out = []
+        for size in sizes:
+            for loader in group:
+                loader.resize(size)
+            batches = [next(loader) for loader in group]
+            only_y = [batch._replace(data=batch.data["y"]) for batch in batches]
+            rows, mask = assemble(only_y, 4)
+            out.append((rows[mask].tolist(), mask.tolist()))
+        return out
+
+    sizes = [4, 8, 8, 16, 32, 32, 4]  # 103 examples: the last batch has 3 of them
+    expected = take(make(1), sizes)
+    assert expected[-1] == ([100, 101, 102], [True, True, True, False])
+    for at in range(len(sizes)):
+        group = make(before)
+        assert take(group, sizes[:at]) == expected[:at]
+        states = [json.dumps(loader.get_state()) for loader in group]
+        assert len(set(states)) == 1
+        group = make(after)
+        for loader in group:
+            loader.set_state(json.loads(states[0]))
+        assert take(group, sizes[at:]) == expected[at:]
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        (lambda: np.arange(11), {"shuffle": False, "num_epochs": 1}),
+        (lambda: list(range(11)), {"shuffle": False, "num_epochs": 1, "prefetch": 2}),
+        (StateDict, {}),
+    ],
+)
+def test_a_process_without_a_real_row_gets_padding_of_the_same_shape(source, arguments):
+    iterator = source is StateDict
+    group = [BatchLoader(source(), 4, process=(i, 4), **arguments) for i in range(4)]
+    batches = [list(loader) for loader in group]
+    last = [of_process[-1] for of_process in batches]
+    assert [batch.mask.tolist() for batch in last] == [[True], [True], [True], [False]]
+    values = [int((batch.data["y"] if iterator else batch.data)[0]) for batch in last]
+    assert values == ([100, 101, 102, 100] if iterator else [8, 9, 10, 8])
+    assert [batch.num_examples for batch in last] == [1, 1, 1, 0]
+    assert {loader.num_examples for loader in group} == {3}
+    assert {loader.num_rows for loader in group} == {4}
+    for loader in group:
+        loader.close()
+
+
+def test_each_process_reads_its_own_rows_only():
+    class Recording(list):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.read = []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    sources = [Recording(range(32)) for _ in range(2)]
+    for index, source in enumerate(sources):
+        loader = BatchLoader(source, 8, micro_batch_size=4, shuffle=False, process=(index, 2))
+        next(loader)
+    assert [source.read for source in sources] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def test_sizes_count_the_examples_of_all_processes():
+    loader = BatchLoader(np.arange(100), 8, max_batch_size=32, pad_to_max=True, process=(1, 2))
+    assert (loader.num_examples, loader.num_rows) == (0, 0)
+    batch = next(loader)
+    assert batch.data.shape == (16,)
+    assert batch.mask.tolist() == [True] * 4 + [False] * 12
+    assert (loader.batch_size, loader.micro_batch_size, loader.max_batch_size) == (8, 8, 32)
+    assert (loader.num_examples, loader.num_rows, loader.examples_seen) == (8, 32, 8)
+
+
+def test_the_default_is_what_jax_says(monkeypatch):
+    assert len(next(BatchLoader(np.arange(100), 8)).mask) == 8
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert next(BatchLoader(np.arange(100), 8, shuffle=False)).data.tolist() == [4, 5, 6, 7]
+    assert len(next(BatchLoader(np.arange(100), 8, process=(0, 1))).mask) == 8
+    with pytest.raises(ValueError, match="multiple of the 2 processes, got micro_batch_size=9"):
+        BatchLoader(np.arange(100), 9)
+
+
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        ((0, 3), "multiple of the 3 processes, got micro_batch_size=8.*micro_batch_size=9"),
+        ((2, 2), r"index < count, got process=\(2, 2\)"),
+        ((-1, 2), "Expected index of process >= 0, got index of process=-1"),
+        ((0, 0), "Expected count of process >= 1"),
+        ((0.0, 1), "index of process to be a whole number"),
+        (1, r"a pair \(index, count\), got process=1"),
+        ((0, 1, 2), "a pair"),
+    ],
+)
+def test_refuses_what_is_no_process(process, message):
+    with pytest.raises(ValueError, match=message):
+        BatchLoader(np.arange(100), 8, process=process)
