@@ -69,6 +69,10 @@ def same_training(run: dict[str, Any], reference: dict[str, Any]) -> None:
         # (the requirement divides by a debiased signal, a difference of nearly equal numbers)
         rtol = 1e-5 if name == "required" else 1e-6
         np.testing.assert_allclose(column(run, name), column(reference, name), rtol, err_msg=name)
+    # From equal parameters the requirement is the same, too.
+    for name in ("required", "gain"):
+        first, expected = run["records"][0][name], reference["records"][0][name]
+        np.testing.assert_allclose(first, expected, 1e-6, err_msg=name)
     for name, value in reference["params"].items():
         np.testing.assert_allclose(run["params"][name], value, rtol=0, atol=1e-6)
 
