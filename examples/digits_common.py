@@ -51,28 +51,42 @@ def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namesp
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--out",
         type=pathlib.Path,
         default=pathlib.Path("runs/digits"),
         help="folder for records.jsonl, summary.json and run.png",
     )
-    add("--epochs", type=int, default=6, help="passes over the 7,200 training images")
-    add("--seeds", type=int, default=3, help="independent runs that the table averages")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="independent runs that the table averages"
+    )
+    add_training_options(parser, epochs=6, micro_batch_size=16, hidden=512)
+    options = parser.parse_args(argv)
+    check_training_options(parser, options, "seeds")
+    if options.batch_size < 2 * options.micro_batch_size:
+        parser.error("--batch-size must be two micro-batches or more: one group has no noise")
+    return options
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser, *, epochs: int, micro_batch_size: int, hidden: int
+) -> None:
+    """The options of model, batch and optimizer, with these defaults."""
+    add = parser.add_argument
+    add("--epochs", type=int, default=epochs, help="passes over the 7,200 training images")
     add(
         "--batch-size",
         type=int,
         default=32,
-        help="first batch, the batch of the fixed run, and the base batch of AdaScale",
+        help="first batch, the batch of a fixed run, and the base batch of AdaScale",
     )
     add("--max-batch-size", type=int, default=512, help="the batch never grows beyond this")
     add(
         "--micro-batch-size",
         type=int,
-        default=16,
-        help="rows of one group: batches are multiples of it, and noise is what differs between"
-        " the gradients of groups",
+        default=micro_batch_size,
+        help="rows taken at a time: batches are multiples of it, and noise is what differs between"
+        " their gradients",
     )
     add(
         "--eta",
@@ -88,19 +102,21 @@ def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namesp
     )
     add("--momentum", type=float, default=0.9, help="decay of the momentum")
     add("--weight-decay", type=float, default=0.003, help="decoupled weight decay")
-    add("--hidden", type=int, default=512, help="hidden units of the MLP")
-    options = parser.parse_args(argv)
-    for name in ("epochs", "seeds", "batch_size", "micro_batch_size", "hidden"):
-        if getattr(options, name) < 1:
+    add("--hidden", type=int, default=hidden, help="hidden units of the MLP")
+
+
+def check_training_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, *counts: str
+) -> None:
+    """Ends the program with one sentence where sizes do not fit; `counts` are further counts."""
+    for name in ("epochs", "batch_size", "micro_batch_size", "hidden", *counts):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if options.batch_size < 2 * options.micro_batch_size:
-        parser.error("--batch-size must be two micro-batches or more: one group has no noise")
     for name in ("batch_size", "max_batch_size"):
         if getattr(options, name) % options.micro_batch_size:
             parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
     if options.max_batch_size < options.batch_size:
         parser.error("--max-batch-size must be at least --batch-size")
-    return options
 
 
 def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.GradientTransformation:

@@ -20,7 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from digits import MLP, loss_fn
-from digits_common import digits
+from digits_common import (
+    add_training_options,
+    check_training_options,
+    digits,
+    make_optimizer,
+)
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, local_processes, wait
@@ -50,40 +55,11 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.
         default=pathlib.Path("runs/multi_process"),
         help="folder for records.jsonl and summary.json",
     )
-    add("--epochs", type=int, default=4, help="passes over the 7,200 training images")
     add("--seed", type=int, default=0, help="chooses the split, the first weights and the order")
-    add(
-        "--batch-size",
-        type=int,
-        default=32,
-        help="first batch over all processes, and the base batch of AdaScale",
-    )
-    add("--max-batch-size", type=int, default=512, help="the batch never grows beyond this")
-    add(
-        "--micro-batch-size",
-        type=int,
-        default=32,
-        help="rows that all devices together take at a time: noise is what differs between the"
-        " gradients of devices and of micro-batches",
-    )
-    add("--eta", type=float, default=0.8, help="tolerance of the norm test; smaller grows sooner")
-    add(
-        "--learning-rate",
-        type=float,
-        default=0.2,
-        help="peak learning rate for the first batch size; cosine decay over examples follows",
-    )
-    add("--hidden", type=int, default=256, help="hidden units of the MLP")
+    add_training_options(parser, epochs=4, micro_batch_size=32, hidden=256)
     options = parser.parse_args(argv)
-    for name in ("processes", "devices", "epochs", "batch_size", "micro_batch_size", "hidden"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("batch_size", "max_batch_size"):
-        if getattr(options, name) % options.micro_batch_size:
-            parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
-    if options.max_batch_size < options.batch_size:
-        parser.error("--max-batch-size must be at least --batch-size")
-    return parser, options  # fmt: skip
+    check_training_options(parser, options, "processes", "devices")
+    return parser, options
 
 
 class Trainer:
@@ -93,14 +69,7 @@ class Trainer:
         self.rows = NamedSharding(mesh, P("data"))
         everywhere = NamedSharding(mesh, P())
         graph = nnx.graphdef(MLP(options.hidden, nnx.Rngs(0)))
-        tx = optax.chain(
-            adaoptax.norm_test(options.eta, decay=0.9),
-            adaoptax.skip_nonfinite(optax.trace(0.9)),
-            adaoptax.scale_by_adascale(base_batch_size=options.batch_size, decay=0.99),
-            adaoptax.scale_by_schedule_over_examples(
-                optax.cosine_decay_schedule(options.learning_rate, examples)
-            ),
-        )
+        tx = make_optimizer(options, examples)
         # Each device measures its rows of one micro-batch after another; one sum over devices
         # then tells gradient and noise of all.
         self._micro_batches = options.max_batch_size // options.micro_batch_size
