@@ -11,7 +11,7 @@ from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
 from adaoptax.measure.grouped import measure_groups
-from adaoptax.measure.loss import Loss, Measured, Method
+from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import check_statistics
 from adaoptax.measure.pooling import AddUp, Local, pool
 from adaoptax.measure.rows import check_mask, count_rows
@@ -20,6 +20,7 @@ from adaoptax.measure.varying import (
     axes_of,
     check_bound,
     check_local,
+    leaves_where,
     tracks_varying,
     vary,
     varying_axes,
@@ -239,11 +240,8 @@ def devices(
         Data and Model Parallelism <https://arxiv.org/abs/2412.21124>`_, 2024.
     """
     check_statistics(statistics, STATISTICS, "devices")
-    if inner is not None and not callable(inner):
-        raise TypeError(
-            f"Expected inner to be made by adaoptax.measure, got inner={inner!r}: pass for example"
-            " inner=adaoptax.measure.groups(4)."
-        )
+    if inner is not None:
+        check_method("inner", inner)
     return Devices(axis_name, inner, tuple(statistics), centred)
 
 
@@ -252,11 +250,7 @@ def _check_replicated(params: ArrayTree, axis_name: AxisName) -> None:
     if not tracks_varying(axis_name):
         return
     axes = set(axes_of(axis_name))
-    differing = [
-        jax.tree_util.keystr(path) or "params"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if axes & varying_axes(leaf)
-    ]
+    differing = leaves_where(params, "params", lambda leaf: bool(axes & varying_axes(leaf)))
     if differing:
         raise ValueError(
             f"Expected params that are replicated over {axis_name=}, got leaves that differ between"

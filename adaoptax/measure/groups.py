@@ -58,18 +58,20 @@ def groups(
 ) -> _Groups:
     r"""Measures the mean gradients of `n` contiguous groups, one after another.
 
-    This is gradient accumulation whose statistics come for free: memory holds one group's
-    activations and one running mean gradient. The estimate of the variance is unbiased for
-    every `n`, with n − 1 degrees of freedom: relative standard deviation about
-    :math:`\sqrt{2 / ((n - 1) d)}`, where :math:`d` is the effective dimension of the noise.
+    This is gradient accumulation that measures on its way, for one more reading of the gradient
+    in each group; memory holds one group's activations and one running mean gradient. The estimate
+    of the variance is unbiased for every `n`, with n − 1 degrees of freedom: relative standard
+    deviation about :math:`\sqrt{2 / ((n - 1) d)}`, where :math:`d` is the effective dimension of
+    the noise.
 
     Each group goes through the loss as a real batch of B/n examples, so losses without
     per-example gradients are served: with BatchNorm in training mode each group is normalised
     by its own statistics, as in any accumulation.
 
     With a mask, rows of padding have no weight; the bound of the loop is the last group with a
-    real row, so one compiled step serves every batch size up to its capacity. A group that holds
-    padding is weighed row by row, which needs a loss that is a mean of per-example losses.
+    real row, so one compiled step serves every batch size up to its capacity. A group of padding
+    only is not computed; one that holds some is weighed row by row, which needs a loss that is a
+    mean of per-example losses.
 
     **On a mesh**, under plain `jax.jit` with a batch that is sharded over a data axis, the groups
     of different shards run side by side (those of one shard one after another), no row leaves its

@@ -1,5 +1,6 @@
 """The user's loss, and what a way of measuring needs to know about it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -29,11 +30,7 @@ class Loss(NamedTuple):
 
     def split_keys(self, args: tuple, num: int) -> tuple:
         """Gives every random key in `args` a leading axis of `num` independent keys."""
-        split = lambda key: jax.random.split(key, num)
-        return tuple(
-            jax.tree.map(split, arg) if 2 + i in self.key_argnums else arg
-            for i, arg in enumerate(args)
-        )
+        return self.map_keys(lambda key: jax.random.split(key, num), args)
 
     def map_keys(self, fn: Callable[[Any], Any], args: tuple) -> tuple:
         """Applies `fn` to the leaves of the random keys in `args`."""
@@ -58,3 +55,12 @@ class Method(Protocol):
     ) -> Callable[[ArrayTree, ArrayTree, tuple, jax.Array | None], Measured]:
         """Returns ``f(params, batch, args, mask)`` → ``((loss, aux), grads, stats)``."""
         ...
+
+
+def check_method(name: str, method: Any) -> None:
+    """Raises TypeError for what is not a method, or for the function that makes one."""
+    if inspect.isfunction(method) or not callable(method):
+        raise TypeError(
+            f"Expected {name} to be made by adaoptax.measure, got {name}={method!r}: call it, as in"
+            " adaoptax.measure.groups(4)."
+        )

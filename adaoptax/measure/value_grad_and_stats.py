@@ -1,6 +1,5 @@
 """The transformation of a loss: like `jax.value_and_grad`, with statistics beside the gradient."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.groups import groups
-from adaoptax.measure.loss import Loss, Measured, Method
+from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.rows import count_rows
 
 
@@ -61,11 +60,8 @@ def value_grad_and_stats(
         >>> grads.shape, float(stats.num_examples), float(stats.num_groups)
         ((2,), 16.0, 4.0)
     """
-    if method is not None and (inspect.isfunction(method) or not callable(method)):
-        raise TypeError(
-            f"Expected method to be made by adaoptax.measure, got method={method!r}: call it, as in"
-            " adaoptax.measure.groups(4)."
-        )
+    if method is not None:
+        check_method("method", method)
     argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
     if any(argnum < 2 for argnum in argnums):
         raise ValueError(

@@ -7,6 +7,7 @@ Inside ``check_vma=False``, `jax.pmap` and ``jax.vmap(axis_name=...)`` nothing i
 are local, and `vary` does nothing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,14 +112,16 @@ def check_local(grads: ArrayTree, axis_name: AxisName) -> None:
     if not tracks_varying(axis_name):
         return
     axes = set(axes_of(axis_name))
-    reduced = [
-        jax.tree_util.keystr(path) or "grads"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
-        if not axes <= varying_axes(leaf)
-    ]
+    reduced = leaves_where(grads, "grads", lambda leaf: not axes <= varying_axes(leaf))
     if reduced:
         listed = ", ".join(reduced[:5]) + (", ..." if len(reduced) > 5 else "")
         raise ValueError(REDUCED_GRADIENTS.format(axis_name=axis_name, leaves=listed))
+
+
+def leaves_where(tree: ArrayTree, name: str, condition: Callable[[Any], bool]) -> list[str]:
+    """Paths of the leaves that meet `condition`; a tree that is one leaf goes by `name`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) or name for path, leaf in leaves if condition(leaf)]
 
 
 def _cast(tree: ArrayTree, axes: tuple[str, ...]) -> ArrayTree:

@@ -259,3 +259,8 @@ def test_bad_arguments(call: Any, message: str) -> None:
 def test_inner_must_be_a_method() -> None:
     with pytest.raises(TypeError, match=r"Expected inner to be made by adaoptax\.measure"):
         measure.devices("data", inner=4)  # type: ignore[arg-type]
+
+
+def test_an_inner_method_that_was_not_called_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Expected inner .* call it"):
+        measure.devices("data", measure.groups)  # type: ignore[arg-type]
