@@ -28,8 +28,8 @@ from adaoptax.measure.exact.expressions import (
 )
 from adaoptax.measure.exact.rules.rule import Rule
 
-Value = Expression | None
-DATA: Value = None
+# Stands for every value that differs between examples.
+DATA = Expression(None, frozenset(), frozenset(), False, ())
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 _REMAT = ("remat2", "checkpoint", "remat")
@@ -125,21 +125,21 @@ class _Planner:
         inputs = [*leaves, *[DATA] * (len(variables) - num_params)]
         outputs = self.interpret(closed, inputs, (), ())
         for output in outputs:
-            if output is not DATA and output.leaves:
+            if output.leaves:
                 self.expand(output, "returned", (len(closed.jaxpr.eqns),))
         self.plan.roots = self.close(leaves)
 
     def interpret(
-        self, closed: Any, inputs: Sequence[Value], place: Place, scope: Place
-    ) -> list[Value]:
+        self, closed: Any, inputs: Sequence[Expression], place: Place, scope: Place
+    ) -> list[Expression]:
         """Follows parameters through a jaxpr; returns what its outputs are."""
         jaxpr = closed.jaxpr
-        env: dict[Any, Value] = dict(
+        env: dict[Any, Expression] = dict(
             zip(jaxpr.constvars, map(constant, closed.consts), strict=True)
         )
         env.update(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(v: Any) -> Value:
+        def read(v: Any) -> Expression:
             return constant(v.val) if isinstance(v, jex.Literal) else env[v]
 
         for i, eqn in enumerate(jaxpr.eqns):
@@ -149,14 +149,14 @@ class _Planner:
         return [read(v) for v in jaxpr.outvars]
 
     def equation(
-        self, eqn: Any, values: Sequence[Value], here: Place, scope: Place
-    ) -> Sequence[Value]:
+        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
+    ) -> Sequence[Expression]:
         """What the outputs of one equation are."""
-        parameters = [(i, x) for i, x in enumerate(values) if x is not DATA and x.leaves]
+        parameters = [(i, x) for i, x in enumerate(values) if x.leaves]
         if parameters and (inner := called(eqn)) is not None:
             return self.interpret(inner, values, here, scope)
         if DATA not in values:
-            return apply(eqn, [x for x in values if x is not DATA], here)
+            return apply(eqn, values, here)
         if parameters and eqn.primitive.name == "scan":
             return self.scan(eqn, values, here, scope)
         if parameters and (inner := rematerialised(eqn)) is not None:
@@ -197,14 +197,16 @@ class _Planner:
                 for parameter in target.leaves:
                     self.uses[parameter].append(used_at)
 
-    def scan(self, eqn: Any, values: Sequence[Value], here: Place, scope: Place) -> Sequence[Value]:
+    def scan(
+        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
+    ) -> Sequence[Expression]:
         """Follows parameters into the body of a scan."""
         params, body = eqn.params, eqn.params["jaxpr"].jaxpr
         num_consts, num_carry = params["num_consts"], params["num_carry"]
         self.lengths[here] = params["length"]
         end_of_carry = num_consts + num_carry
         sliced = [
-            i >= end_of_carry and x is not DATA and bool(x.leaves) and self.enters(x, scope)
+            i >= end_of_carry and bool(x.leaves) and self.enters(x, scope)
             for i, x in enumerate(values)
         ]
         changes = [x is DATA or bool(x.leaves) for x in values]
@@ -214,7 +216,6 @@ class _Planner:
             if i < num_consts:
                 continue
             if sliced[i]:
-                assert x is not DATA
                 parameter = isometric_leaf(x)
                 assert parameter is not None
                 self.plan.through.add(parameter)
@@ -222,12 +223,12 @@ class _Planner:
                 slices.append(leaf(variable.aval, here, i))
                 inputs.append(slices[-1])
                 continue
-            if x is not DATA and x.leaves:
+            if x.leaves:
                 self.expand(x, "scan", here)
             inputs.append(DATA if changes[i] else unsettled(variable.aval))
         outputs = self.interpret(params["jaxpr"], inputs, here, here)
         for output in outputs:
-            if output is not DATA and output.leaves:
+            if output.leaves:
                 self.expand(output, "scan", here)
         returns = [
             changes[num_consts + i] if i < num_carry else x is DATA or bool(x.leaves)

@@ -51,6 +51,9 @@ class Patches(Factor):
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
         return jax.tree.map(join, self)
 
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(self, d=rows_times(weight, self.d))
+
     def total(self) -> jax.Array:
         rule = self.rule
         zeros = jnp.zeros(rule.parameter.shape, rule.parameter.dtype)
@@ -58,7 +61,7 @@ class Patches(Factor):
         transpose = jax.linear_transpose(lambda w: rule.forward(images.x, w), zeros)
         return rule.canonical(transpose(images.d)[0])
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         if not (want.norm or want.coordinate):
             return Moments(self.total(), None, None)
         return sum_over_examples(self, want, weight)
