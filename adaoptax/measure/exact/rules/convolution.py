@@ -18,6 +18,7 @@ from adaoptax.measure.exact.factors import (
     Factor,
     Moments,
     Want,
+    rows_times,
     sum_over_examples,
 )
 from adaoptax.measure.exact.rules.dense import Outer
