@@ -9,6 +9,7 @@ equation 3.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,12 +74,14 @@ class ScanPlan:
         returns_data: The same for each stacked result.
         sliced: Which of the scanned-over inputs are parameters with a root in the body.
         roots: The roots of the body.
+        turns: How often the body runs, with the turns of the scans around it.
     """
 
     carries_data: list[bool]
     returns_data: list[bool]
     sliced: list[bool]
     roots: list[Root]
+    turns: int
 
 
 @dataclasses.dataclass
@@ -90,7 +93,8 @@ class Plan:
         scans: By place.
         sites: Sites with a rule, by place.
         expansions: Expanded expressions, by the place where they arise.
-        through: Leaves that flow on, as plain values, to the root in a scan's body.
+        parents: For each slice of a parameter in a scan's body, what it is a slice of. Gradients
+            flow to the latter as to any value, from the root in the body.
         unused: Leaves that no example uses.
     """
 
@@ -98,7 +102,7 @@ class Plan:
     scans: dict[Place, ScanPlan]
     sites: dict[Place, Site]
     expansions: dict[Place, Site]
-    through: set[Leaf]
+    parents: dict[Leaf, Leaf]
     unused: set[Leaf]
 
 
@@ -115,7 +119,7 @@ def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
 
 class _Planner:
     def __init__(self, closed: Any, num_params: int, shared: set[Place]) -> None:
-        self.plan = Plan([], {}, {}, {}, set(), set())
+        self.plan = Plan([], {}, {}, {}, {}, set())
         self.banned, self.shared = shared, set(shared)
         self.uses: dict[Leaf, list[Place]] = {}
         self.sites: dict[Leaf, list[Site]] = {}
@@ -218,9 +222,9 @@ class _Planner:
             if sliced[i]:
                 parameter = isometric_leaf(x)
                 assert parameter is not None
-                self.plan.through.add(parameter)
                 self.uses.setdefault(parameter, []).append(here)
                 slices.append(leaf(variable.aval, here, i))
+                self.plan.parents[slices[-1]] = parameter
                 inputs.append(slices[-1])
                 continue
             if x.leaves:
@@ -234,8 +238,13 @@ class _Planner:
             changes[num_consts + i] if i < num_carry else x is DATA or bool(x.leaves)
             for i, x in enumerate(outputs)
         ]
+        around = [s for s in self.lengths if s == here[: len(s)]]
         self.plan.scans[here] = ScanPlan(
-            returns[:num_carry], returns[num_carry:], sliced[end_of_carry:], self.close(slices)
+            returns[:num_carry],
+            returns[num_carry:],
+            sliced[end_of_carry:],
+            self.close(slices),
+            math.prod(self.lengths[s] for s in around),
         )
         return [
             DATA if data else unsettled(v.aval)
@@ -256,7 +265,7 @@ class _Planner:
         roots: list[Root] = []
         for parameter in leaves:
             uses = self.uses.get(parameter, [])
-            if parameter in self.plan.through:
+            if parameter in self.plan.parents.values():
                 if len(uses) > 1:
                     self.shared.add(parameter.place)
             elif not uses:

@@ -213,14 +213,14 @@ def sums_of_gradients(
     inner = None
     if want.inner:
         along = lambda one: sum(map(real_dot, gradient(one), totals))
-        inner = jax.lax.map(along, measured, batch_size=_at_once(root, len(weight)))
+        inner = jax.lax.map(along, measured, batch_size=forms_at_once(root, len(weight)))
     return Sums(totals, sq_norms, inner, squares)
 
 
 def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
     """Sums over groups of the first and last result of `fn`; the second one is stacked."""
     number = len(jax.tree.leaves(xs)[0])
-    if _at_once(root, number) == number:
+    if forms_at_once(root, number) == number:
         first, second, last = jax.vmap(fn)(*xs)
         over = lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
         return over(first), second, over(last)
@@ -235,7 +235,8 @@ def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
     return first, second, last
 
 
-def _at_once(root: Root, number: int) -> int:
+def forms_at_once(root: Root, number: int) -> int:
+    """How many of `number` gradients are formed at the same time."""
     size = 4 * number * sum(leaf.size for leaf in root.leaves)
     return number if size <= _AT_ONCE_BYTES else 1
 

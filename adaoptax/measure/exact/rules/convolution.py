@@ -137,10 +137,10 @@ class Convolution(Rule):
     def factor(self, x: jax.Array, d: jax.Array) -> Patches:
         return Patches(x[:, None], d[:, None], self)
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         _, into, out, space = self._kernel
         entries = math.prod(space) * into * out
-        positions = math.prod(self.output.shape) // out
+        positions = turns * math.prod(self.output.shape) // out
         along = 2.0 * num_examples * positions * entries if want.inner else 0.0
         if not (want.norm or want.coordinate):
             return cost.Choice("none", along, 0)

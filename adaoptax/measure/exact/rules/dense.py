@@ -206,9 +206,11 @@ class Dense(Rule):
             d = d.reshape(b, n, o, t).swapaxes(2, 3)
         return Outer(x, d.reshape(b, n, t, o))
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         n, t, i, o = self._sizes
-        return cost.choose(cost.Sizes(num_examples, n, t, i, o), want, jax.default_backend())
+        return cost.choose(
+            cost.Sizes(num_examples, n, turns * t, i, o), want, jax.default_backend()
+        )
 
 
 def match(eqn: Any, position: int) -> Dense | None:

@@ -97,9 +97,9 @@ class Embedding(Rule):
             d = jnp.where(((ids >= 0) & (ids < num_rows))[..., None], d, 0)
         return Rows(jnp.clip(ids, 0, num_rows - 1), d, num_rows)
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         row = math.prod(self.parameter.shape[1:])
-        t = math.prod(self.data.shape)
+        t = turns * math.prod(self.data.shape)
         same = 2.0 * num_examples * t * t * row if want.norm or want.coordinate else 0.0
         return cost.Choice("rows", same, 4 * num_examples * t * (t + row) * bool(same))
 
