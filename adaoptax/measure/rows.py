@@ -29,6 +29,15 @@ def count_rows(batch: ArrayTree, name: str = "batch") -> int:
     return rows
 
 
+def check_two(num_rows: int) -> None:
+    """Raises ValueError for a batch whose examples, one by one, cannot tell their noise."""
+    if num_rows < 2:
+        raise ValueError(
+            f"Expected a batch of at least 2 examples, got {num_rows}: the noise is what differs"
+            " between examples, so one example cannot tell it."
+        )
+
+
 def check_mask(mask: Any, num_rows: int) -> jax.Array:
     """`mask` as an array [rows]; ValueError for another shape."""
     if np.shape(mask) != (num_rows,):
