@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import source_info_util
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.varying import varying_axes
 
 # By name, since jax has no public ones: printing, and state that lives and dies inside the loss.
 _HARMLESS = ("DebugEffect", "InternalMutableArrayEffect")
@@ -23,6 +24,23 @@ def check_params(params: ArrayTree) -> None:
                 f"{jax.tree_util.keystr(path)}: counters, random keys and indices have no"
                 " gradient; pass them as an extra argument of the loss."
             )
+
+
+def check_local_params(params: ArrayTree, batch: ArrayTree) -> None:
+    """Raises ValueError if gradients would be summed over the devices of a `jax.shard_map`."""
+    of_all = lambda tree: frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
+    missing = [
+        axis
+        for axis in sorted(of_all(batch))
+        if any(axis not in varying_axes(leaf) for leaf in jax.tree.leaves(params))
+    ]
+    if missing:
+        raise ValueError(
+            f"Expected params that are local to each device of mesh axes {missing}, as the batch"
+            " is, got replicated ones: inside jax.shard_map their gradients are sums over devices."
+            " Measure with adaoptax.measure.devices(axis_name, adaoptax.measure.exact()), or take"
+            " adaoptax.vary(params, axis_name)."
+        )
 
 
 def check_effects(closed_jaxpr: Any) -> None:

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.devices import Devices
+from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.measured import RowMoments, measure_rows
 from adaoptax.measure.loss import Loss, Measured, make_loss
 from adaoptax.measure.moments import STATISTICS, GroupWeights, check_statistics, inner_scatter
+from adaoptax.measure.rows import check_two, count_rows
+from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
 
 
@@ -23,9 +27,20 @@ class Exact:
     statistics: tuple[str, ...]
     group_size: int
     probe_size: int | None
+    shards: int | None
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
         def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> Measured:
+            num_rows = count_rows(batch)
+            check_two(num_rows)
+            check_group_size(self.group_size, num_rows)
+            if self.probe_size is not None:
+                check_probe_size(self.probe_size, num_rows, self.group_size)
+            if (shards := self.shards_of(params, batch)) > 1:
+                each = dataclasses.replace(self, shards=1)
+                pooled = tuple(name for name in self.statistics if name != "inner")
+                side_by_side = Devices(AXIS, each, pooled, False, add_up)
+                return measure_shards(side_by_side(loss), loss, params, batch, args, mask, shards)
             probe = None if self.probe_size is None else self.probe_size // self.group_size
             value, grads, moments = measure_rows(
                 loss,
@@ -40,6 +55,14 @@ class Exact:
             return value, grads, _stats(grads, moments, probe)
 
         return measure
+
+    def shards_of(self, params: ArrayTree, batch: ArrayTree) -> int:
+        """Parts of the batch that are measured side by side, each on its own devices."""
+        num_groups = count_rows(batch) // self.group_size
+        if self.shards is not None or "inner" in self.statistics or self.probe_size:
+            return self.shards or 1
+        shards = shards_of(batch, params, num_groups)
+        return shards if num_groups >= 2 * shards else 1
 
 
 def wanted(statistics: Sequence[str]) -> Want:
@@ -99,6 +122,7 @@ def exact(
     *,
     group_size: int = 1,
     probe_size: int | None = None,
+    shards: int | None = None,
 ) -> Exact:
     r"""Measures every example's own gradient at about the price of the mean gradient.
 
@@ -123,6 +147,9 @@ def exact(
             variance stays unbiased, with ``probe_size − 1`` degrees of freedom, and may come out
             negative. Gradients of a classifier have heavy tails late in training: a small probe is
             then off by more than 100 %.
+        shards: As for `groups`: how many parts of the batch are measured side by side on a mesh
+            under plain `jax.jit`. None asks the batch. Inner products need the mean gradient of the
+            whole batch: with them it is 1, and rows may travel between devices.
 
     Returns:
         A method for `value_grad_and_stats`. It raises ValueError for a batch of one example, one
@@ -153,7 +180,14 @@ def exact(
         _validate.count(
             "probe_size", probe_size, 2 * group_size, "fewer than two groups have no variance."
         )
-    return Exact(tuple(statistics), int(group_size), probe_size and int(probe_size))
+    if shards is not None:
+        _validate.count("shards", shards, 1, "it counts the parts of the batch.")
+        if shards > 1 and ("inner" in statistics or probe_size):
+            raise ValueError(
+                f"Expected shards=1 with inner products or a probe, got shards={shards}: both need"
+                " the whole batch at once."
+            )
+    return Exact(tuple(statistics), int(group_size), probe_size and int(probe_size), shards)
 
 
 class PerExampleMoments(NamedTuple):
