@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.rows import count_rows
 from adaoptax.stats import GradientStats
 
 
@@ -17,16 +18,27 @@ class Loss(NamedTuple):
         fn: ``fn(params, batch, *args)`` → loss, or ``(loss, aux)``.
         has_aux: Whether `fn` returns `aux`.
         key_argnums: Positions (counted in `fn`) of the random keys.
+        due: Whether to measure at this step (`measure.every` asks); None if the caller says nothing.
     """
 
     fn: Callable[..., Any]
     has_aux: bool
     key_argnums: tuple[int, ...]
+    due: Any = None
 
     def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""
         out = self.fn(params, batch, *args)
         return out if self.has_aux else (out, None)
+
+    def of_rows(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
+        """``(losses [B], aux [B, ...])`` of single rows, each with random keys of its own.
+
+        The parameters are not batched: the products with them stay those of the whole batch.
+        """
+        args = self.split_keys(args, count_rows(batch))
+        row = lambda x, row_args: self(params, jax.tree.map(lambda x: x[None], x), row_args)
+        return jax.vmap(row, in_axes=(0, self.key_axes(args)))(batch, args)
 
     def split_keys(self, args: tuple, num: int) -> tuple:
         """Gives every random key in `args` a leading axis of `num` independent keys."""
