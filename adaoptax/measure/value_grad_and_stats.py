@@ -7,7 +7,7 @@ import jax
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.groups import groups
-from adaoptax.measure.loss import Loss, Measured, Method, check_method
+from adaoptax.measure.loss import Measured, Method, check_method, make_loss
 from adaoptax.measure.rows import count_rows
 
 
@@ -32,11 +32,13 @@ def value_grad_and_stats(
             then receives keys of its own: one dropout mask for all would hide part of the noise.
 
     Returns:
-        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, stats)``, or
+        ``f(params, batch, *args, mask=None, due=None)`` → ``(loss, grads, stats)``, or
         ``((loss, aux), grads, stats)``. Pure; meant to be called inside `jax.jit`.
 
         - `mask`: bool or float array with one entry for each example, zero for padding. Padding
           counts nowhere, whatever it holds. Fractional weights weigh the mean.
+        - `due`: whether this step is to be measured, for `measure.every`; all other methods measure
+          at every step.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
           draw of one plain call.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
@@ -62,23 +64,14 @@ def value_grad_and_stats(
     """
     if method is not None:
         check_method("method", method)
-    argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
-    if any(argnum < 2 for argnum in argnums):
-        raise ValueError(
-            f"Expected key_argnums >= 2, got key_argnums={key_argnums}: positions 0 and 1 of the"
-            " loss are params and batch; keys are extra arguments."
-        )
-    loss = Loss(loss_fn, has_aux, argnums)
+    loss = make_loss(loss_fn, has_aux, key_argnums)
 
-    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
-        missing = [argnum for argnum in argnums if argnum - 2 >= len(args)]
-        if missing:
-            raise TypeError(
-                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
-                f" {len(args)} extra arguments: pass the keys after the batch."
-            )
+    def measured(
+        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None, due: Any = None
+    ) -> Any:
+        loss.check_keys(args)
         chosen = method or _default_method(count_rows(batch))
-        out: Measured = chosen(loss)(params, batch, args, mask)
+        out: Measured = chosen(loss._replace(due=due))(params, batch, args, mask)
         (value, aux), grads, stats = out
         return ((value, aux) if has_aux else value), grads, stats
 
