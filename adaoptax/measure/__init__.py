@@ -2,6 +2,7 @@
 
 from adaoptax.measure.devices import devices
 from adaoptax.measure.directional import directional, leave_one_out
+from adaoptax.measure.every import every
 from adaoptax.measure.fsdp import fsdp, gather
 from adaoptax.measure.groups import groups
 from adaoptax.measure.inner_products import inner_products
@@ -10,6 +11,7 @@ from adaoptax.measure.per_example import per_example
 __all__ = [
     "devices",
     "directional",
+    "every",
     "fsdp",
     "gather",
     "groups",
