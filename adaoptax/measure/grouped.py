@@ -132,13 +132,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return loss(params, rows, args)
 
     def row_by_row(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        args_of_rows = loss.split_keys(args, weight.shape[0])
-        row = lambda x, row_args: loss(params, jax.tree.map(lambda x: x[None], x), row_args)
-        values, aux = jax.vmap(row, in_axes=(0, loss.key_axes(args)))(rows, args_of_rows)
-        if loss.has_aux:
-            as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
-            aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
-        return weighted_mean(values, weight), aux
+        return weighted_loss(loss, params, rows, weight, args)
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
     if not may_hold_padding:
@@ -158,6 +152,17 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return jax.lax.switch(kind, [nothing, branch(row_by_row), branch(whole)])
 
     return either
+
+
+def weighted_loss(
+    loss: Loss, params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple
+) -> tuple[jax.Array, Any]:
+    """``(loss, aux)`` of a batch whose rows weigh `weight`, for a mean of per-example losses."""
+    values, aux = loss.of_rows(params, rows, args)
+    if loss.has_aux:
+        as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
+        aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
+    return weighted_mean(values, weight), aux
 
 
 def _scan(step: Callable[..., Any], start: Any, length: int, bound: Any) -> tuple[Any, Any]:

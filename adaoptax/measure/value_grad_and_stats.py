@@ -33,11 +33,13 @@ def value_grad_and_stats(
             then receives keys of its own: one dropout mask for all would hide part of the noise.
 
     Returns:
-        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, stats)``, or
+        ``f(params, batch, *args, mask=None, due=None)`` → ``(loss, grads, stats)``, or
         ``((loss, aux), grads, stats)``. Pure; meant to be called inside `jax.jit`.
 
         - `mask`: bool or float array with one entry for each example, zero for padding. Padding
           counts nowhere, whatever it holds. Fractional weights weigh the mean.
+        - `due`: whether this step is to be measured, for `measure.every`; all other methods measure
+          at every step.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
           draw of one plain call.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
@@ -65,10 +67,12 @@ def value_grad_and_stats(
         check_method("method", method)
     loss = make_loss(loss_fn, has_aux, key_argnums)
 
-    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
+    def measured(
+        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None, due: Any = None
+    ) -> Any:
         loss.check_keys(args)
         chosen = method or default_method(loss, params, batch, args, mask)
-        out: Measured = chosen(loss)(params, batch, args, mask)
+        out: Measured = chosen(loss._replace(due=due))(params, batch, args, mask)
         (value, aux), grads, stats = out
         return ((value, aux) if has_aux else value), grads, stats
 
