@@ -115,7 +115,8 @@ def measure_groups(
             products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
-    stats = m.to_stats(moments, weights, products)
+    scatter = None if products is None else m.inner_scatter(products, weights.weight)
+    stats = m.to_stats(moments, weights.totals(), scatter)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:
