@@ -10,7 +10,7 @@ import pytest
 from numpy_reference import assert_measured, reference, rows_by_jax
 
 from adaoptax import value_grad_and_stats
-from adaoptax.measure import groups, per_example
+from adaoptax.measure import groups, micro_steps, per_example
 from adaoptax.measure.convolutions import channels_last, count_convolutions
 
 ALL = ("norm", "inner", "coordinate")
@@ -218,5 +218,13 @@ def test_a_convolutional_network(name, real, cnn):
     measured = jax.jit(measure)(params, batch, mask=mask)
     assert_measured(measured, reference(rows, n, weight=mask))
     found = orders(lambda *args: measure(*args, mask=mask), params, batch)
+    assert found
+    assert all(map(is_fast, found))
+
+
+def test_micro_steps_in_a_loop_of_the_user(cnn):
+    params, batch, _ = cnn
+    steps = micro_steps(cnn_loss)
+    found = orders(steps.add, steps.init(params, batch), params, batch)
     assert found
     assert all(map(is_fast, found))
