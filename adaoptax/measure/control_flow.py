@@ -9,7 +9,7 @@ groups of an unrolled loop together, with barriers between them or without. Conv
 which nothing was measured, run the same loop.
 
 Two exceptions are the caller's to state: groups that lie on different devices run side by side
-(`shards`), and a batch that does not fit on the device, or has no largest size, takes `micro_steps`.
+(`shards`), and a batch that does not fit on the device or has no largest size takes `micro_steps`.
 """
 
 from collections.abc import Callable, Sequence
