@@ -7,9 +7,12 @@ from adaoptax.measure.exact import exact, explain, per_example_moments
 from adaoptax.measure.fsdp import fsdp, gather
 from adaoptax.measure.groups import groups
 from adaoptax.measure.inner_products import inner_products
+from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
 
 __all__ = [
+    "MicroSteps",
+    "MicroStepsState",
     "devices",
     "directional",
     "every",
@@ -20,6 +23,7 @@ __all__ = [
     "groups",
     "inner_products",
     "leave_one_out",
+    "micro_steps",
     "per_example",
     "per_example_moments",
 ]

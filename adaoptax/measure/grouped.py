@@ -18,6 +18,7 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import combine_aux, weighted_mean
+from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.rows import (
     check_mask,
@@ -75,6 +76,7 @@ def measure_groups(
 
     grad = group_gradient(loss, may_hold_padding=mask is not None and rows > 1)
 
+    @channels_last
     def differentiate(i: Any) -> tuple[tuple[jax.Array, Any], ArrayTree]:
         """(loss, aux) and gradients of the groups of chunk i, stacked."""
         at_i = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
@@ -113,7 +115,8 @@ def measure_groups(
             products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
-    stats = m.to_stats(moments, weights, products)
+    scatter = None if products is None else m.inner_scatter(products, weights.weight)
+    stats = m.to_stats(moments, weights.totals(), scatter)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:
