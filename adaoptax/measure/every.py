@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 
-from adaoptax import _tree, _validate
-from adaoptax._tree import ArrayTree
+from adaoptax import _validate
+from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.gradient_only import GradientOnly
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.varying import vary_like
@@ -34,7 +33,6 @@ class Every:
     n: int
     method: Method
     between: Method | None
-    conditional: bool | None
 
     def due(self, step: Any) -> Any:
         """Whether `step`, counted from 0, is measured.
@@ -58,12 +56,8 @@ class Every:
                 raise TypeError(WITHOUT_DUE.format(n=self.n))
             if isinstance(loss.due, bool | np.bool_):
                 return now() if loss.due else self._rest(loss, now, inputs)
-            if self._branches(loss, *inputs):
-                return jax.lax.cond(loss.due, now, lambda: self._rest(loss, now, inputs))
-            out, grads, stats = now()
-            if self.between is not None:
-                return _tree.select(loss.due, (out, grads, stats), self._rest(loss, now, inputs))
-            return out, grads, _tree.select(loss.due, stats, _unmeasured(stats, stats))
+            rest = lambda: self._rest(loss, now, inputs)
+            return jax.lax.cond(loss.due, channels_last(now), channels_last(rest))
 
         return measure
 
@@ -77,14 +71,6 @@ class Every:
         else:
             stats = _same_fields(stats, like[2], self.between, self.method)
         return vary_like((out, grads, stats), like)
-
-    def _branches(
-        self, loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
-    ) -> bool:
-        """Whether a traced `due` is a branch of one program."""
-        if self.conditional is not None or jax.default_backend() != "cpu":
-            return self.conditional is not False
-        return not _convolves(jax.make_jaxpr(lambda p: loss(p, batch, args))(params).jaxpr)
 
 
 def _unmeasured(stats: GradientStats, like: GradientStats) -> GradientStats:
@@ -115,28 +101,11 @@ def _same_fields(
     return GradientStats(**{name: getattr(stats, name) for name in wanted})
 
 
-def _convolves(jaxpr: Any) -> bool:
-    """Whether a convolution is among the equations, at any depth."""
-    return any(
-        eqn.primitive.name == "conv_general_dilated" or any(map(_convolves, _inside(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _inside(eqn: Any) -> Iterator[Any]:
-    """The jaxprs that one equation calls."""
-    for leaf in jax.tree.leaves(list(eqn.params.values())):
-        jaxpr = leaf.jaxpr if isinstance(leaf, jex.core.ClosedJaxpr) else leaf
-        if isinstance(jaxpr, jex.core.Jaxpr):
-            yield jaxpr
-
-
 def every(
     n: int,
     method: Method,
     *,
     between: Method | None = None,
-    conditional: bool | None = None,
 ) -> Every:
     r"""Measures with `method` at every `n`-th step, and takes the plain gradient between.
 
@@ -154,18 +123,14 @@ def every(
       it makes two programs, and the one between costs what a plain step does, on every backend
       and for every model. Make `due` static and not `step`, which would compile at each step.
     - Of a traced step it is a traced bool, for loops of many steps in one program
-      (`jax.lax.scan`). It becomes a `jax.lax.cond`, which costs nothing for dense models; but
-      convolutions inside a branch are 31 times slower on the CPU. There all steps are measured,
-      and the statistics of those between are withheld.
+      (`jax.lax.scan`). It becomes a `jax.lax.cond`, in which a step between costs about what it
+      does outside, convolutions on the CPU included (they are rewritten for it).
 
     Args:
         n: Steps from one measurement to the next; step 0 is measured.
         method: How to measure, from `adaoptax.measure`: ``per_example()``, ``groups(8)``, ...
         between: A cheaper method for the steps between, which has to measure the same statistics;
             None for none.
-        conditional: Whether a traced `due` is a branch (`jax.lax.cond`); if not, all steps are
-            measured, and statistics withheld (with `between`, both methods run, and one is taken).
-            None takes a branch unless the loss has convolutions and runs on the CPU.
 
     Returns:
         A method for `value_grad_and_stats`, with ``due(step)``. Steps between differentiate the
@@ -199,4 +164,4 @@ def every(
     check_method("method", method)
     if between is not None:
         check_method("between", between)
-    return Every(int(n), method, between, conditional)
+    return Every(int(n), method, between)

@@ -28,7 +28,7 @@ class GradientOnly:
                 num_examples: Any = count_rows(batch)
             else:
                 out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
-                num_examples = weights.num_examples
+                num_examples = weights.totals().num_examples
             return out, grads, without_noise(grads, num_examples, num_groups=0)
 
         return measure

@@ -30,7 +30,9 @@ class _InnerProducts:
                 )
             if self.variance is None:
                 out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
-                stats = without_noise(grads, weights.num_examples, weights.num_groups)
+                stats = without_noise(
+                    grads, weights.totals().num_examples, weights.totals().num_groups
+                )
             else:
                 out, grads, stats = self.variance(loss)(params, batch, args, mask)
             add_up = lambda tree: tree

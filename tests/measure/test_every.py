@@ -1,6 +1,7 @@
 """Measuring at every n-th step: what a step between returns, and what it costs."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -70,11 +71,10 @@ def test_a_measured_step_is_that_of_the_method(method, network):
 
 
 @pytest.mark.parametrize("static", [True, False])
-@pytest.mark.parametrize("conditional", [None, True, False])
 @methods
-def test_a_step_between_is_a_plain_one(method, static, conditional, network):
+def test_a_step_between_is_a_plain_one(method, static, network):
     params, batch, rows = network
-    fn = value_grad_and_stats(mlp_loss, every(2, method, conditional=conditional))
+    fn = value_grad_and_stats(mlp_loss, every(2, method))
     fn = jax.jit(fn, static_argnames="due" if static else ())
     due, rest = fn(params, batch, due=True), fn(params, batch, due=False)
     assert_plain(rest, reference(rows, ROWS))
@@ -144,11 +144,7 @@ def test_between_fills_the_gaps(network):
     params, batch, rows = network
     method = every(2, per_example(statistics=("norm",)), between=groups(4))
     fn = value_grad_and_stats(mlp_loss, method)
-    by_branch = value_grad_and_stats(mlp_loss, every(2, method.method, between=groups(4)))
-    by_choice = value_grad_and_stats(
-        mlp_loss, every(2, method.method, between=groups(4), conditional=False)
-    )
-    for call in (jax.jit(fn, static_argnames="due"), jax.jit(by_branch), jax.jit(by_choice)):
+    for call in (jax.jit(fn, static_argnames="due"), jax.jit(fn)):
         assert_measured(call(params, batch, due=True), reference(rows, ROWS))
         assert_measured(call(params, batch, due=False), reference(rows, 4))
 
@@ -175,27 +171,31 @@ CONVOLUTION = (
 
 
 @pytest.mark.parametrize(
-    ("loss_fn", "arguments", "conditional", "branches"),
-    [
-        (mlp_loss, mlp(4), None, 1),
-        (mlp_loss, mlp(4), False, 0),
-        (convolution_loss, CONVOLUTION, None, 0),  # a branch would be 31 times slower on the CPU
-        (convolution_loss, CONVOLUTION, True, 1),
-    ],
+    ("loss_fn", "arguments"), [(mlp_loss, mlp(4)), (convolution_loss, CONVOLUTION)]
 )
-def test_branches(loss_fn, arguments, conditional, branches):
-    method = every(2, per_example(statistics=("norm",)), conditional=conditional)
+def test_branches(loss_fn, arguments):
+    method = every(2, per_example(statistics=("norm",)))
     fn = value_grad_and_stats(loss_fn, method)
     program = lambda due: str(jax.make_jaxpr(fn)(*arguments, due=due))
-    assert program(jnp.bool_(True)).count("= cond[") == branches
+    branches = lambda text: text.count("= cond[") - text.count("platform_index")
+    assert branches(program(jnp.bool_(True))) == 1
     for due in (True, False):
         text = str(jax.make_jaxpr(functools.partial(fn, due=due))(*arguments))
-        assert "cond[" not in text
+        assert branches(text) == 0
     expected = jax.value_and_grad(loss_fn)(*arguments)
     got = jax.jit(fn)(*arguments, due=False)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(flat(got[1]), flat(expected[1]), rtol=1e-5, atol=1e-7)
     assert not measured(got[2])
+
+
+def test_convolutions_in_a_branch_have_the_order_that_is_fast_there():
+    """Rows, space, channels; XLA:CPU takes up to 73 times as long for any other in a branch."""
+    fn = value_grad_and_stats(convolution_loss, every(2, per_example()))
+    text = jax.jit(fn).lower(*CONVOLUTION, due=True).as_text()
+    orders = re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text)
+    assert orders
+    assert set(orders) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
 
 
 def test_the_program_between_is_the_plain_one(network):

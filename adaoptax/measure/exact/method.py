@@ -14,7 +14,13 @@ from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.measured import RowMoments, measure_rows
 from adaoptax.measure.loss import Loss, Measured, make_loss
-from adaoptax.measure.moments import STATISTICS, GroupWeights, check_statistics, inner_scatter
+from adaoptax.measure.moments import (
+    STATISTICS,
+    GroupWeights,
+    Totals,
+    check_statistics,
+    inner_scatter,
+)
 from adaoptax.measure.rows import check_two, count_rows
 from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
@@ -72,47 +78,42 @@ def wanted(statistics: Sequence[str]) -> Want:
 
 def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> GradientStats:
     """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S² V_j/W_j² and E‖g‖² = ‖∇F‖² + S² V/W²."""
-    weights = moments.weights
-    measured = GroupWeights(weights.weight[:probe], weights.sq_weight[:probe])
+    whole = moments.weights.totals()
+    weights = GroupWeights(*(x[:probe] for x in moments.weights))
+    measured = weights.totals()
     sq_norm = _tree.sq_norm(grads)
-    dtype = sq_norm.dtype
-    total = jnp.sum(measured.weight)
 
     def unbiased(sum_of_squares: jax.Array, square: jax.Array) -> jax.Array:
         """S² from Σ W_j |h_j|² and |g|²."""
-        scatter = sum_of_squares - total.astype(square.dtype) * square
+        scatter = sum_of_squares - measured.weight.astype(square.dtype) * square
         if probe is None:  # a sum of squares: what falls below zero is rounding
-            return weights.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
-        return _of_probe(scatter, measured, weights).astype(square.dtype)
+            return whole.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
+        return _of_probe(scatter, measured, whole).astype(square.dtype)
 
-    variance, inner, coordinate = jnp.full([], jnp.nan, dtype), None, None
+    variance, inner, coordinate = jnp.full([], jnp.nan, sq_norm.dtype), None, None
     if moments.square_sums is not None:
         squares = jax.tree.map(_tree.squared_modulus, grads)
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
         variance = _tree.total(lambda x: x, coordinate)
     if moments.sq_norms is not None:
-        variance = unbiased(jnp.sum(measured.weight * moments.sq_norms), sq_norm)
+        variance = unbiased(jnp.sum(weights.weight * moments.sq_norms), sq_norm)
     if moments.inner_products is not None:
-        inner = measured.unbiased(
-            inner_scatter(moments.inner_products - sq_norm, measured.weight)
-        ).astype(dtype)
+        products = moments.inner_products - sq_norm
+        inner = measured.unbiased(inner_scatter(products, weights.weight)).astype(sq_norm.dtype)
     return GradientStats(
-        num_examples=weights.num_examples.astype(dtype),
-        num_groups=measured.num_groups.astype(dtype),
+        num_examples=whole.num_examples.astype(sq_norm.dtype),
+        num_groups=measured.num_groups.astype(sq_norm.dtype),
         sq_norm=sq_norm,
-        variance=variance.astype(dtype),
+        variance=variance.astype(sq_norm.dtype),
         inner_product_variance=inner,
         coordinate_variance=coordinate,
     )
 
 
-def _of_probe(scatter: jax.Array, measured: GroupWeights, weights: GroupWeights) -> jax.Array:
+def _of_probe(scatter: jax.Array, measured: Totals, whole: Totals) -> jax.Array:
     """Unbiased for some of the groups, though the mean gradient holds them all; may be negative."""
-    real = measured.weight > 0
-    each = jnp.where(real, measured.sq_weight / jnp.where(real, measured.weight, 1), 0)
-    whole = jnp.sum(weights.weight)
-    share = jnp.sum(measured.weight) / jnp.where(whole > 0, whole, 1)
-    freedom = jnp.sum(each) - share * jnp.sum(weights.sq_weight) / jnp.where(whole > 0, whole, 1)
+    weight = jnp.where(whole.weight > 0, whole.weight, 1)
+    freedom = measured.within - measured.weight / weight * (whole.sq_weight / weight)
     enough = (measured.num_groups > 1) & (freedom > 0)
     return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
 
