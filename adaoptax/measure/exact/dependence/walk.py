@@ -121,7 +121,8 @@ def _apply(eqn: Equation, ins: list[Value]) -> list[Value]:
     if eqn.name not in RULES:
         return _row_by_row(eqn, ins)
     out = RULES[eqn.name](eqn, *ins)
-    return out if isinstance(out, list) else [out] * count
+    out = out if isinstance(out, list) else [out] * count
+    return [x if x.rows <= eqn.axes_out(i) else UNKNOWN for i, x in enumerate(out)]
 
 
 def _row_by_row(eqn: Equation, ins: list[Value]) -> list[Value]:
@@ -206,10 +207,12 @@ def _scan_over_examples(
     eqn: Equation, consts: list[Value], carry: list[Value], xs: list[Value]
 ) -> list[Value]:
     """`jax.lax.map` over the batch keeps its rows apart; what is carried on is not followed."""
-    if carry or any(value.data for value in consts) or verdict(xs) or merge(xs, None, None).pairs:
-        return [UNKNOWN] * len(eqn.outs)
-    order = merge(xs, None, None).order
-    return [Value(rows=frozenset([0]), order=order, scale=None)] * len(eqn.outs)
+    found = verdict([*consts, *carry, *xs])
+    together = merge(xs, None, None)
+    if found or carry or any(value.data for value in consts) or together.pairs:
+        return [found or UNKNOWN] * len(eqn.outs)
+    apart = Value(rows=frozenset([0]), order=together.order, scale=None)
+    return [apart] * len(eqn.outs)
 
 
 def _loop(
