@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from adaoptax.measure.exact.dependence import arithmetic, moves
 from adaoptax.measure.exact.dependence.arithmetic import branches, select_n
@@ -32,7 +33,7 @@ _CALLS = (
     "jit pjit closed_call core_call remat remat2 checkpoint composite custom_jvp_call"
     " custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call"
 )
-INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}  # first index operand
+_INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}  # first index operand
 _JAX = f"{Path(jax.__file__).parent}{os.sep}"
 
 
@@ -67,8 +68,8 @@ def walk(small: Any, large: Any, ins: Sequence[Value], caller: Any = None) -> li
             known[a], partner[a] = value, b
 
     def read(a: Any, b: Any) -> Value:
-        if hasattr(a, "val"):
-            _check(hasattr(b, "val"))
+        if isinstance(a, Literal):
+            _check(isinstance(b, Literal))
             return FIXED._replace(scale=_ratio(a.val, b.val))
         _check(partner.get(a) is b)
         return known[a]
@@ -110,7 +111,7 @@ def _apply(eqn: Equation, ins: list[Value]) -> list[Value]:
     count = len(eqn.outs)
     if not any(value.data for value in ins):
         return [FIXED._replace(scale=_fixed_scale(eqn, ins))] * count
-    where = ins[1:2] if eqn.name.startswith("scatter") else ins[INDEXED.get(eqn.name, len(ins)) :]
+    where = ins[1:2] if eqn.name.startswith("scatter") else ins[_INDEXED.get(eqn.name, len(ins)) :]
     if verdict(where):
         return [UNKNOWN] * count
     found = verdict(ins)
