@@ -3,10 +3,11 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.dependence.value import FIXED, Value
-from adaoptax.measure.exact.dependence.walk import Different, walk
+from adaoptax.measure.exact.dependence.walk import walk
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.rows import count_rows
 
@@ -42,9 +43,12 @@ def check_separable(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple
         ValueError: If a value of one example meets that of another, other than in the mean; if
             the loss is no mean; or if it takes only batches of this length.
     """
+    traces = two_traces(loss, params, batch, args)
+    if traces is None:
+        return
     try:
-        value = _dependence(loss, params, batch, args)
-    except Different:
+        value = dependence(*traces, len(jax.tree.leaves(params)))
+    except Exception:  # `Different`, or what a newer JAX brings: no reason to stop a training run
         return
     what = value.mixed or value.soft
     if what:
@@ -55,7 +59,10 @@ def check_separable(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple
             raise ValueError(SCALE.format(factor=factor))
 
 
-def _dependence(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Value:
+def two_traces(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple
+) -> tuple[Any, Any] | None:
+    """Jaxprs of the loss of a batch and of one twice as long; None if the loss objects to that."""
     num_rows = count_rows(batch)
     rows = jax.eval_shape(lambda tree: tree, batch)
     doubled = jax.tree.map(lambda x: x.update(shape=(2 * num_rows, *x.shape[1:])), rows)
@@ -67,12 +74,22 @@ def _dependence(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) ->
 
     small = trace(rows)
     try:
-        large = trace(doubled)
+        return small, trace(doubled)
     except (TypeError, ValueError) as error:
         raise ValueError(_wrong_length(error, num_rows, args)) from error
-    fixed = [FIXED] * len(jax.tree.leaves(params))
-    data = [Value(rows=frozenset([0]))] * len(jax.tree.leaves(batch))
-    return walk(small, large, fixed + data)[0]
+    except Exception:  # for example an assertion
+        return None
+
+
+def dependence(small: Any, large: Any, num_params: int) -> Value:
+    """What is known of a loss of `num_params` leaves of parameters, then the leaves of a batch.
+
+    Raises:
+        Different: If the two traces are not the same program.
+    """
+    data = Value(rows=frozenset([0]))
+    inputs = len(small.jaxpr.invars)
+    return walk(small, large, [FIXED] * num_params + [data] * (inputs - num_params))[0]
 
 
 def _wrong_length(error: Exception, num_rows: int, args: tuple) -> str:
@@ -80,7 +97,7 @@ def _wrong_length(error: Exception, num_rows: int, args: tuple) -> str:
     long = [
         f"extra argument {path[0].idx + 1}{jax.tree_util.keystr(path[1:])}"
         for path, leaf in leaves
-        if jax.numpy.shape(leaf)[:1] == (num_rows,)
+        if np.shape(leaf)[:1] == (num_rows,)
     ]
     suspect = " or ".join(long) or "an array that loss_fn closes over"
     kind = type(error).__name__

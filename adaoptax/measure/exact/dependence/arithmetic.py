@@ -26,8 +26,7 @@ from adaoptax.measure.exact.dependence.value import (
 
 _LINEAR = (
     "add add_any sub neg copy copy_p real imag conj complex reduce_precision stop_gradient name"
-    " convert_element_type sharding_constraint mesh_cast reshard device_put pvary pcast psum"
-    " psum_invariant"
+    " convert_element_type sharding_constraint mesh_cast reshard device_put pvary pcast"
 )
 _COMPARISONS = "eq ne lt le gt ge eq_to lt_to le_to is_finite"
 _BOUNDS = "max min clamp abs"
@@ -121,11 +120,20 @@ def branches(cases: Sequence[Value]) -> Value:
 
 
 def _reduce_sum(eqn: Equation, x: Value, *_: Value) -> Value:
-    axes = set(eqn.params["axes"])
+    return _sum_over(eqn, x, set(eqn.params["axes"]))
+
+
+def _sum_over(eqn: Equation, x: Value, axes: set[int]) -> Value:
     out = x._replace(rows=renumber(x.rows, axes))
     if eqn.axes_in() & axes - x.rows:  # terms that are the same for all rows
         out = out._replace(scale=None)
     return _summed(eqn, x, out) if x.rows & axes else out
+
+
+def _psum(eqn: Equation, x: Value) -> Value:
+    """Over axes of a `jax.vmap`, which are axes of the array, and over devices."""
+    axes = {axis for axis in eqn.params["axes"] if isinstance(axis, int)}
+    return _sum_over(eqn, x, axes)
 
 
 def _summed(eqn: Equation, x: Value, out: Value) -> Value:
@@ -228,6 +236,8 @@ RULES: dict[str, Callable[..., Value]] = {
     "mul": _mul,
     "div": _div,
     "reduce_sum": _reduce_sum,
+    "psum": _psum,
+    "psum_invariant": _psum,
     **dict.fromkeys(_CHOICES.split(), _reduce),
     "top_k": _top_k,
     "approx_top_k": _top_k,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from adaoptax.measure.exact.dependence import arithmetic, moves
 from adaoptax.measure.exact.dependence.arithmetic import branches, select_n
@@ -32,7 +33,7 @@ _CALLS = (
     "jit pjit closed_call core_call remat remat2 checkpoint composite custom_jvp_call"
     " custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call"
 )
-INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}  # first index operand
+_INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}  # first index operand
 _JAX = f"{Path(jax.__file__).parent}{os.sep}"
 
 
@@ -67,8 +68,8 @@ def walk(small: Any, large: Any, ins: Sequence[Value], caller: Any = None) -> li
             known[a], partner[a] = value, b
 
     def read(a: Any, b: Any) -> Value:
-        if hasattr(a, "val"):
-            _check(hasattr(b, "val"))
+        if isinstance(a, Literal):
+            _check(isinstance(b, Literal))
             return FIXED._replace(scale=_ratio(a.val, b.val))
         _check(partner.get(a) is b)
         return known[a]
@@ -110,7 +111,7 @@ def _apply(eqn: Equation, ins: list[Value]) -> list[Value]:
     count = len(eqn.outs)
     if not any(value.data for value in ins):
         return [FIXED._replace(scale=_fixed_scale(eqn, ins))] * count
-    where = ins[1:2] if eqn.name.startswith("scatter") else ins[INDEXED.get(eqn.name, len(ins)) :]
+    where = ins[1:2] if eqn.name.startswith("scatter") else ins[_INDEXED.get(eqn.name, len(ins)) :]
     if verdict(where):
         return [UNKNOWN] * count
     found = verdict(ins)
@@ -121,7 +122,8 @@ def _apply(eqn: Equation, ins: list[Value]) -> list[Value]:
     if eqn.name not in RULES:
         return _row_by_row(eqn, ins)
     out = RULES[eqn.name](eqn, *ins)
-    return out if isinstance(out, list) else [out] * count
+    out = out if isinstance(out, list) else [out] * count
+    return [x if x.rows <= eqn.axes_out(i) else UNKNOWN for i, x in enumerate(out)]
 
 
 def _row_by_row(eqn: Equation, ins: list[Value]) -> list[Value]:
@@ -206,10 +208,12 @@ def _scan_over_examples(
     eqn: Equation, consts: list[Value], carry: list[Value], xs: list[Value]
 ) -> list[Value]:
     """`jax.lax.map` over the batch keeps its rows apart; what is carried on is not followed."""
-    if carry or any(value.data for value in consts) or verdict(xs) or merge(xs, None, None).pairs:
-        return [UNKNOWN] * len(eqn.outs)
-    order = merge(xs, None, None).order
-    return [Value(rows=frozenset([0]), order=order, scale=None)] * len(eqn.outs)
+    found = verdict([*consts, *carry, *xs])
+    together = merge(xs, None, None)
+    if found or carry or any(value.data for value in consts) or together.pairs:
+        return [found or UNKNOWN] * len(eqn.outs)
+    apart = Value(rows=frozenset([0]), order=together.order, scale=None)
+    return [apart] * len(eqn.outs)
 
 
 def _loop(
