@@ -104,7 +104,7 @@ class Outer(Factor):
     def inner_with_total(self, total: jax.Array) -> jax.Array:
         b, _, t, i, o = self.sizes
         flat = self._flat()
-        if flat is None or t > 1 or b * (i + o) >= i * o:
+        if flat is None or t > 1 or b * (i + o) > i * o:
             return self.inner(total)
         inputs, outputs = (_product("bi,ci->bc", x, jnp.conj(x)) for x in flat)
         return jnp.real(jnp.sum(inputs * outputs, axis=1))
@@ -115,24 +115,20 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _by_factors(outer: Outer, want: Want, weight: jax.Array) -> Moments:
-    sq_norms = squares = None
-    if want.norm:
-        lengths = [jnp.sum(_tree.squared_modulus(y[:, :, 0]), -1) for y in (outer.x, outer.d)]
-        sq_norms = jnp.sum(lengths[0] * lengths[1], -1)
-    if want.coordinate:
-        squares = _square_sums(outer, weight)
+    lengths = lambda x: jnp.sum(_tree.squared_modulus(x), axis=-1)
+    sq_norms = jnp.sum(lengths(outer.x) * lengths(outer.d), (1, 2)) if want.norm else None
+    squares = _square_sums(outer, weight) if want.coordinate else None
     return Moments(outer.total(), sq_norms, squares)
 
 
 def _square_sums(outer: Outer, weight: jax.Array) -> jax.Array:
     """Σ w_b |x_b|²ᵀ|d_b|² for T = 1."""
-    x, d = _tree.widen(outer.x), _tree.widen(outer.d)
+    x, d = _tree.widen(outer.x), rows_times(jnp.sqrt(weight), _tree.widen(outer.d))
     # Squares of small cotangents would underflow. And since the inputs' squares now wait for the
     # cotangents, they are not alive during the whole backward pass.
     largest = jnp.max(jnp.abs(d))
     scale = jnp.where(largest > 0, largest, 1)
-    squares = (_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale))
-    return Outer(squares[0], rows_times(weight, squares[1])).total()
+    return Outer(_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale)).total()
 
 
 def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
