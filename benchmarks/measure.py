@@ -5,8 +5,8 @@
     python -m benchmarks.measure --models cnn --methods exact every
 
 Times are medians of ratios within interleaved rounds, so that whatever else the machine does hits
-both alike. Memory is the compiled program's temporary memory; FLOPs are XLA's count, with products
-in loops counted as often as they run. The methods of PyTorch (where its packages are installed) are
+both alike. Memory is the compiled program's temporary memory; FLOPs are XLA's count, with loops
+counted as often as they run. The methods of PyTorch (where its packages are installed) are
 compared with PyTorch's own plain step, and their memory is what their tensors take at most. A
 method that is much slower than the others gets fewer rounds; one that needs more memory than there
 is does not run, and the table says so.
@@ -27,7 +27,7 @@ import jax
 
 from benchmarks import methods, peers
 from benchmarks.models import HEADLINE, MODELS, Model
-from benchmarks.results import Row, model_table, models_of, overview, read_csv, write_csv
+from benchmarks.results import Row, model_table, page, read_csv, write_csv
 from benchmarks.timing import Measurement, Program, interleave, machine
 
 Say = Callable[[str], None]
@@ -41,15 +41,20 @@ def base_of(method: str) -> str:
 def choose_methods(parts: list[str]) -> list[str]:
     """Methods whose name contains one of the parts (all without any), and their plain steps."""
     known = [*methods.METHODS, *peers.PACKAGES]
+    chosen: set[str] = set() if parts else set(known)
     for part in parts:
-        if not any(part.lower() in name.lower() for name in known):
+        found = {name for name in known if part.lower() in name.lower()}
+        if not found:
             raise SystemExit(f"Expected --methods to be parts of names, got {part!r}: {known}.")
-    chosen = [name for name in known if any(part.lower() in name.lower() for part in parts or [""])]
-    absent = {name: package for name in chosen if (package := peers.missing(name))}
-    for package in dict.fromkeys(absent.values()):
-        print(f"No {package}: left out {', '.join(n for n, p in absent.items() if p == package)}.")
-    chosen = [name for name in chosen if name not in absent]
-    return [name for name in known if name in chosen or name in map(base_of, chosen)]
+        chosen |= found
+    for name in sorted(chosen):
+        if package := peers.missing(name):
+            print(f"Without {name}: {package} is not installed.")
+            chosen.remove(name)
+    if not chosen:
+        raise SystemExit('Expected --methods that are installed: pip install -e ".[peers]".')
+    bases = {base_of(name) for name in chosen}
+    return [name for name in known if name in chosen | bases]
 
 
 def prepare(
@@ -83,7 +88,7 @@ def measure_model(
     started = time.perf_counter()
     programs, notes = prepare(model, names, memory, say)
     runs = {name: program.run for name, program in programs.items() if name not in notes}
-    left = max(seconds - (time.perf_counter() - started), 1)
+    left = max(seconds - (time.perf_counter() - started), seconds / 3)  # compiling may take long
     progress = lambda name, round_: say(f"round {round_}/{rounds}: {name}")
     times: dict[str, list[float]] = {}
     for base in (methods.PLAIN, peers.PLAIN):  # apart, as their threads disturb each other
@@ -96,7 +101,8 @@ def measure_model(
 
 def _row(model: Model, name: str, results: dict[str, Measurement], note: str) -> Row:
     base = base_of(name)
-    row = Row(model.title, name, base, load=os.getloadavg()[0], machine=machine(), note=note)
+    place = machine() if base == methods.PLAIN else peers.version()
+    row = Row(model.title, name, base, load=os.getloadavg()[0], machine=place, note=note)
     if name not in results or base not in results:
         return row
     own, other = results[name], results[base]
@@ -119,24 +125,23 @@ def memory_limit() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
-def show(title: str, text: str) -> None:
+def show(*texts: str) -> None:
     """One line of standard error that is written over, where that is a terminal."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{title}: {text}"[:110], end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{' '.join(texts)}"[:110], end="", file=sys.stderr, flush=True)
 
 
-def report(rows: list[Row], figure: pathlib.Path | None) -> None:
-    """Prints the tables of all models, and draws the picture."""
-    titles = models_of(rows)
-    for six in (titles[i : i + 6] for i in range(0, len(titles), 6)):  # a page is not wider
-        some = [row for row in rows if row.model in six]
-        print(f"\nTime / temporary memory\n\n{overview(some, 'time', 'memory')}")
-        print(f"\nFLOPs / time to compile\n\n{overview(some, 'flops', 'compile')}")
+def report(rows: list[Row], figure: pathlib.Path | None, tables: pathlib.Path | None) -> None:
+    """Draws the picture, and prints or writes the tables of all models."""
     if figure:
         from benchmarks.figure import draw
 
         draw(rows, figure)
-        print(f"\nDrew {figure}")
+    text = page(rows, os.path.relpath(figure, (tables or figure).parent) if figure else None)
+    if tables:
+        tables.parent.mkdir(parents=True, exist_ok=True)
+        tables.write_text(text)
+    print(f"\n{text}")
 
 
 def parse() -> argparse.Namespace:
@@ -155,6 +160,7 @@ def parse() -> argparse.Namespace:
     add("--csv", type=pathlib.Path, default=pathlib.Path("runs/measure.csv"), metavar="PATH",
         help="where all numbers go, model by model (default: runs/measure.csv)")  # fmt: skip
     add("--figure", type=pathlib.Path, metavar="PATH", help="draw a picture (needs matplotlib)")
+    add("--tables", type=pathlib.Path, metavar="PATH", help="write the tables, in Markdown")
     add("--from", dest="source", type=pathlib.Path, metavar="CSV",
         help="measure nothing: tables and picture of an earlier run")  # fmt: skip
     return parser.parse_args()
@@ -164,29 +170,28 @@ def main() -> None:
     """Measures, prints and writes."""
     options = parse()
     if options.source:
-        report(read_csv(options.source), options.figure)
+        report(read_csv(options.source), options.figure, options.tables)
         return
     if options.rounds < 1:
         raise SystemExit(f"Expected --rounds >= 1, got {options.rounds}: a median needs one.")
     names = choose_methods(options.methods)
     every_model = [key for key in MODELS if key != "tiny"]
     keys = every_model if "all" in options.models else list(dict.fromkeys(options.models))
-    load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
-    print(f"{machine()}, {os.cpu_count()} cores, load {load}; at most {options.rounds} rounds")
+    print(f"{machine()}, load {os.getloadavg()[0]:.2f}; at most {options.rounds} rounds")
     deadline = time.perf_counter() + 60 * options.minutes
     rows: list[Row] = []
     for i, key in enumerate(keys):
         model = MODELS[key]
         seconds = (deadline - time.perf_counter()) / (len(keys) - i)
-        say = functools.partial(show, f"[{i + 1}/{len(keys)}] {model.title}")
+        say = functools.partial(show, f"[{i + 1}/{len(keys)}] {model.title}:")
         rows += measure_model(model, names, options.rounds, seconds, memory_limit(), say)
-        show("", "")
+        show()
         print(f"\n## {model.title}, load {rows[-1].load:.2f}\n", flush=True)
         print(model_table([row for row in rows if row.model == model.title]), flush=True)
         write_csv(rows, options.csv)
         jax.clear_caches()
-    report(rows, options.figure)
-    print(f"\nWrote {options.csv}")
+    report(rows, options.figure, options.tables)
+    print(f"Wrote {options.csv}")
 
 
 if __name__ == "__main__":

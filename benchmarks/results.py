@@ -101,6 +101,40 @@ def overview(rows: list[Row], first: str, second: str) -> str:
     return _markdown(["method", *models], [line for line in lines if any(line[1:])])
 
 
+def page(rows: list[Row], picture: str | None) -> str:
+    """What the documentation shows of a run: machine, picture, tables, and what is missing."""
+    machines = "; ".join(dict.fromkeys(row.machine for row in rows if row.machine))
+    loads = [row.load for row in rows]
+    rounds = [row.rounds for row in rows if row.rounds]
+    parts = [
+        f"Measured on {machines}, at a load of {min(loads):.1f} to {max(loads):.1f}; medians of"
+        f" {min(rounds, default=0)} to {max(rounds, default=0)} rounds."
+    ]
+    if picture:
+        parts.append(f"![Time and memory of every method over the plain step]({picture})")
+    titles = models_of(rows)
+    for six in (titles[i : i + 6] for i in range(0, len(titles), 6)):  # a page is not wider
+        some = [row for row in rows if row.model in six]
+        parts.append("Time / temporary memory, over those of the plain step:")
+        parts.append(overview(some, "time", "memory"))
+        parts.append("Floating-point operations / time to compile, over those of the plain step:")
+        parts.append(overview([row for row in some if row.flops == row.flops], "flops", "compile"))
+    parts += missing(rows)
+    return "\n\n".join(parts) + "\n"
+
+
+def missing(rows: list[Row]) -> list[str]:
+    """One paragraph for each reason why numbers are missing."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.note:
+            reasons.setdefault((row.method, row.note), []).append(row.model)
+    return [
+        f"*{method}* did not run on {'; '.join(models)}: {note}."
+        for (method, note), models in reasons.items()
+    ]
+
+
 def show(x: float) -> str:
     """Two decimals below ten, fewer above."""
     if math.isnan(x):

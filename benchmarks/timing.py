@@ -1,6 +1,7 @@
 """Interleaved timing: every contender runs once a round, so that drift hits all alike."""
 
 import math
+import os
 import random
 import statistics
 import time
@@ -137,4 +138,5 @@ def measure(
 def machine() -> str:
     """One line on where the numbers come from."""
     device = jax.devices()[0]
-    return f"{device.device_kind} ({device.platform}), jax {jax.__version__}"
+    kind = f"{os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    return f"{kind} ({device.platform}), jax {jax.__version__}"

@@ -4,6 +4,7 @@
 it is measured.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,11 @@ def missing(name: str) -> str | None:
     """The package that the method needs and that is not installed, if one."""
     needed = ("torch", PACKAGES[name]) if name in PACKAGES else ()
     return next((package for package in needed if not importlib.util.find_spec(package)), None)
+
+
+def version() -> str:
+    """The release of PyTorch."""
+    return f"torch {importlib.metadata.version('torch')}"
 
 
 def make(name: str) -> Callable[[Model, Any], Program]:

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from benchmarks.methods import METHODS, PLAIN
-from benchmarks.results import Row, overview, read_csv, write_csv
+from benchmarks.results import Row, overview, page, read_csv, write_csv
 
+NAMES = ("table.csv", "picture.png", "tables.md")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -21,10 +22,10 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_prints_tables_and_writes_them(tmp_path: pathlib.Path) -> None:
-    table, picture = tmp_path / "new" / "table.csv", tmp_path / "new" / "picture.png"
+    table, picture, tables = (tmp_path / "new" / name for name in NAMES)
     options = ["--models", "tiny", "--rounds", "1", "--minutes", "0.2", "--csv", str(table)]
     own = ["exact: norm", "groups"]
-    done = run(*options, "--methods", *own, "--figure", str(picture))
+    done = run(*options, "--methods", *own, "--figure", str(picture), "--tables", str(tables))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| exact: norm + inner |" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -37,9 +38,11 @@ def test_a_run_prints_tables_and_writes_them(tmp_path: pathlib.Path) -> None:
         assert all(0 < ratio < math.inf for ratio in ratios)
         assert (records[name]["base"], records[name]["note"]) == (PLAIN, "")
 
-    again = run("--from", str(table))
+    again = run("--from", str(table), "--figure", str(picture))
     assert again.returncode == 0
     assert again.stdout.strip() in done.stdout
+    assert tables.read_text().strip() in done.stdout
+    assert "](picture.png)" in tables.read_text()
 
 
 def test_help_explains_every_option() -> None:
@@ -63,6 +66,17 @@ def test_rows_survive_the_file(tmp_path: pathlib.Path) -> None:
     write_csv(rows, tmp_path / "rows.csv")
     read = read_csv(tmp_path / "rows.csv")
     assert [str(x) for x in read[0]] == [str(x) for x in rows[0]]
+
+
+def test_the_page_says_why_numbers_are_missing() -> None:
+    rows = [
+        Row("A", "plain", "plain", 1.0, 1.0, 1.0, 1.0, rounds=7, load=0.2, machine="a CPU"),
+        Row("A", "vmap", "plain", memory=900.0, flops=1.0, load=0.3, note="needs 90 GB"),
+        Row("B", "vmap", "plain", memory=900.0, flops=1.0, load=0.5, note="needs 90 GB"),
+    ]
+    text = page(rows, None)
+    assert text.startswith("Measured on a CPU, at a load of 0.2 to 0.5; medians of 7 to 7 rounds.")
+    assert "*vmap* did not run on A; B: needs 90 GB." in text
 
 
 def test_the_overview_shows_two_ratios_a_cell() -> None:
