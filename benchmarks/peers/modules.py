@@ -107,7 +107,7 @@ class Patches(nn.Module):
         """[rows, 3, 32, 32]."""
         patches = functional.unfold(x, 4, stride=4).transpose(1, 2)
         # Every row looks its positions up, as libraries of per-example gradients require.
-        places = torch.arange(64, device=x.device).expand(x.shape[0], 64)
+        places = torch.arange(64, device=x.device).repeat(x.shape[0], 1)
         return self.embed(patches) + self.positions(places)
 
 
