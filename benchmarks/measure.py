@@ -77,7 +77,7 @@ def prepare(
             notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
             continue
         if programs[name].temp_bytes > memory:
-            notes[name] = f"needs {programs[name].temp_bytes / 2**30:.0f} GB"
+            notes[name] = f"needs {programs[name].temp_bytes / 2**30:.1f} GB"
     return programs, notes
 
 

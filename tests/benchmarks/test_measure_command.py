@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from benchmarks.measure import prepare
 from benchmarks.methods import METHODS, PLAIN
+from benchmarks.models import MODELS
 from benchmarks.results import Row, overview, page, read_csv, write_csv
 
 NAMES = ("table.csv", "picture.png", "tables.md")
@@ -43,6 +45,21 @@ def test_a_run_prints_tables_and_writes_them(tmp_path: pathlib.Path) -> None:
     assert again.stdout.strip() in done.stdout
     assert tables.read_text().strip() in done.stdout
     assert "](picture.png)" in tables.read_text()
+
+
+def test_every_method_serves_a_small_model() -> None:
+    programs, notes = prepare(MODELS["tiny"], list(METHODS), math.inf, lambda text: None)
+    assert notes == {}
+    assert all(program.run() > 0 for program in programs.values())
+    plain, exact = programs[PLAIN], programs["exact: norm"]
+    rare = programs["every(16), exact: norm"]
+    assert rare.flops == pytest.approx((15 * plain.flops + exact.flops) / 16, rel=0.02)
+    assert rare.temp_bytes == max(exact.temp_bytes, plain.temp_bytes)
+
+
+def test_what_needs_too_much_memory_is_told() -> None:
+    _, notes = prepare(MODELS["tiny"], [PLAIN], 1.0, lambda text: None)
+    assert notes == {PLAIN: "needs 0.0 GB"}
 
 
 def test_help_explains_every_option() -> None:
