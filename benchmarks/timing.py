@@ -44,11 +44,16 @@ class Measurement(NamedTuple):
     program: Program
 
     def time_ratio(self, base: "Measurement") -> float:
-        """Median, over the rounds in which both ran, of the ratio within one round."""
+        """Median, over the rounds in which both ran, of the ratio within one round.
+
+        With fewer than three such rounds, the ratio of the medians over the rounds of each.
+        """
         if not self.seconds or not base.seconds:
             return math.nan
-        pairs = zip(self.seconds, base.seconds, strict=False)
-        return statistics.median(own / other for own, other in pairs)
+        ratios = [own / other for own, other in zip(self.seconds, base.seconds, strict=False)]
+        if len(ratios) < 3:
+            return statistics.median(self.seconds) / statistics.median(base.seconds)
+        return statistics.median(ratios)
 
     def memory_ratio(self, base: "Measurement") -> float:
         """Temporary memory over that of `base`."""

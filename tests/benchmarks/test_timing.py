@@ -57,12 +57,17 @@ def test_short_steps_are_repeated_within_a_turn(step_of: Callable) -> None:
 
 def test_ratios_are_medians_within_a_round() -> None:
     program = lambda temp, flops, seconds: Program(lambda: 0.0, temp, flops, seconds)
-    base = Measurement([1.0, 10.0, 2.0], program(100.0, 50.0, 2.0))
-    own = Measurement([2.0, 10.0, 3.0], program(150.0, 55.0, 5.0))
-    assert own.time_ratio(base) == 1.5  # of 2, 1 and 1.5; the ratio of the medians is the same...
-    assert Measurement([3.0, 11.0], own.program).time_ratio(base) == pytest.approx((3 + 1.1) / 2)
+    base = Measurement([1.0, 10.0, 2.0, 2.0], program(100.0, 50.0, 2.0))
+    own = Measurement([2.0, 10.0, 3.0, 5.0], program(150.0, 55.0, 5.0))  # 2, 1, 1.5 and 2.5
+    assert own.time_ratio(base) == 1.75
     assert (own.memory_ratio(base), own.flop_ratio(base)) == (1.5, 1.1)
     assert own.compile_ratio(base) == 2.5
+
+
+def test_a_run_that_rested_early_is_compared_with_all_rounds_of_the_base() -> None:
+    program = Program(lambda: 0.0)
+    base = Measurement([5.0, 1.0, 1.2, 0.9], program)  # the first of them disturbed
+    assert Measurement([22.0], program).time_ratio(base) == pytest.approx(22 / 1.1)
 
 
 def test_what_did_not_run_has_no_ratio() -> None:
