@@ -26,6 +26,9 @@ from adaoptax.measure.exact.factors import (
 from adaoptax.measure.exact.rules.rule import Rule
 
 
+_ALL = Want(True, True, True)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outer(Factor):
@@ -95,8 +98,14 @@ class Outer(Factor):
         )
 
     def inner(self, other: jax.Array) -> jax.Array:
-        if (flat := self._flat()) is not None:
-            along = _product("ri,io->ro", flat[0], jnp.conj(other[0])) * flat[1]
+        formula = cost.choose(self.sizes, _ALL, jax.default_backend()).formula
+        if formula == "batched":  # XLA forms the gradients once, for this and for the moments
+            flat = _gradients(self).reshape(self.sizes.b, -1)
+            return jnp.real(flat @ jnp.conj(other).reshape(-1))
+        if formula == "scan":
+            return super().inner(other)
+        if (flat_pair := self._flat()) is not None:
+            along = _product("ri,io->ro", flat_pair[0], jnp.conj(other[0])) * flat_pair[1]
         else:
             along = _product("bnti,nio->bnto", self.x, jnp.conj(other)) * self.d
         return jnp.real(jnp.sum(along.reshape(self.sizes.b, -1), axis=1))
@@ -137,8 +146,13 @@ def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
     return Moments(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
 
 
+def _gradients(outer: Outer) -> jax.Array:
+    """[B, N, I, O]: all gradients at once."""
+    return _product("bnti,bnto->bnio", outer.x, outer.d)
+
+
 def _batched(outer: Outer, want: Want, weight: jax.Array) -> Moments:
-    gradients = _product("bnti,bnto->bnio", outer.x, outer.d)
+    gradients = _gradients(outer)
     flat = gradients.reshape(gradients.shape[0], -1)
     # Sums over examples as products with vectors: BLAS reads the gradients once for each.
     total = (jnp.ones(flat.shape[0], flat.dtype) @ flat).reshape(gradients.shape[1:])
