@@ -39,16 +39,6 @@ def _with(make_method: Callable[[], Any]) -> Make:
     return make
 
 
-def _inner_by_jvp(loss_fn: Any, params: Any, batch: Any) -> Program:
-    """The gradient and its inner product with every example's own."""
-
-    def step(params: Any, batch: Any) -> Any:
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-        return loss, grads, measure.directional(loss_fn, params, batch, grads)
-
-    return compile_program(step, (params, batch))
-
-
 def _every(n: int, statistics: tuple[str, ...]) -> Make:
     """The mean over n steps of the two programs of `measure.every`, between which the host chooses.
 
@@ -89,7 +79,7 @@ METHODS: dict[str, Make] = {
     "exact, groups of 4: norm": _exact(("norm",), group_size=4),
     "every(16), exact: norm": _every(16, ("norm",)),
     "every(16), exact: all three": _every(16, ALL),
-    "one jvp: inner": _inner_by_jvp,
+    "one jvp: inner": _with(lambda: measure.inner_products(None)),
     "groups(8): norm": _with(lambda: measure.groups(8)),
     "vmap(grad): norm": _per_example(("norm",)),
     "vmap(grad): all three": _per_example(ALL),
