@@ -1,7 +1,7 @@
 """The user's loss, and what a way of measuring needs to know about it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -42,6 +42,26 @@ class Loss(NamedTuple):
     def key_axes(self, args: tuple) -> tuple:
         """`in_axes` for `args` under vmap: 0 for random keys, None for all else."""
         return tuple(0 if 2 + i in self.key_argnums else None for i in range(len(args)))
+
+    def check_keys(self, args: tuple) -> None:
+        """Raises TypeError unless every random key was passed."""
+        missing = [argnum for argnum in self.key_argnums if argnum - 2 >= len(args)]
+        if missing:
+            raise TypeError(
+                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
+                f" {len(args)} extra arguments: pass the keys after the batch."
+            )
+
+
+def make_loss(loss_fn: Callable[..., Any], has_aux: bool, key_argnums: int | Sequence[int]) -> Loss:
+    """The loss of a user; raises ValueError if a key would be `params` or `batch`."""
+    argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
+    if any(argnum < 2 for argnum in argnums):
+        raise ValueError(
+            f"Expected key_argnums >= 2, got key_argnums={key_argnums}: positions 0 and 1 of the"
+            " loss are params and batch; keys are extra arguments."
+        )
+    return Loss(loss_fn, has_aux, argnums)
 
 
 Measured = tuple[tuple[jax.Array, Any], ArrayTree, GradientStats]

@@ -7,7 +7,7 @@ import jax
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.groups import groups
-from adaoptax.measure.loss import Loss, Measured, Method, check_method
+from adaoptax.measure.loss import Measured, Method, check_method, make_loss
 from adaoptax.measure.rows import count_rows
 
 
@@ -62,21 +62,10 @@ def value_grad_and_stats(
     """
     if method is not None:
         check_method("method", method)
-    argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
-    if any(argnum < 2 for argnum in argnums):
-        raise ValueError(
-            f"Expected key_argnums >= 2, got key_argnums={key_argnums}: positions 0 and 1 of the"
-            " loss are params and batch; keys are extra arguments."
-        )
-    loss = Loss(loss_fn, has_aux, argnums)
+    loss = make_loss(loss_fn, has_aux, key_argnums)
 
     def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
-        missing = [argnum for argnum in argnums if argnum - 2 >= len(args)]
-        if missing:
-            raise TypeError(
-                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
-                f" {len(args)} extra arguments: pass the keys after the batch."
-            )
+        loss.check_keys(args)
         chosen = method or _default_method(count_rows(batch))
         out: Measured = chosen(loss)(params, batch, args, mask)
         (value, aux), grads, stats = out

@@ -1,0 +1,206 @@
+"""What the model computes from parameters alone: casts, transposes, slices, normalised weights.
+
+While the plan is made, a value of the traced loss is either data (it differs between examples), or
+an expression: a small graph of equations over parameters and constants. A rule consumes an
+expression, so its gradient has to find the way back to the parameters: `evaluate` says how the
+expression came from them, and its transpose leads back.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+Place = tuple[int, ...]
+
+# Every entry of the result is one entry of the operand, and none is taken twice: the transpose
+# keeps norms.
+_ISOMETRIES = frozenset(
+    {"reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "dynamic_slice", "split"}
+    | {"copy", "copy_p", "sharding_constraint"}
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expression:
+    """A value that no example changes.
+
+    Attributes:
+        aval: Its shape and dtype.
+        leaves: The parameters through which its gradient flows; none for a constant.
+        needs: The parameters that its value depends on (more than `leaves` by `stop_gradient`).
+        settled: Whether its constants are known, and the same in all turns of all scans.
+        place: Where it arises.
+    """
+
+    aval: Any
+    leaves: frozenset["Leaf"]
+    needs: frozenset["Leaf"]
+    settled: bool
+    place: Place
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return math.prod(self.aval.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf(Expression):
+    """A parameter, or the slice of it that one turn of a scan sees.
+
+    Attributes:
+        scope: Place of the scan in whose body it is a slice; () for a parameter as it is.
+        position: Which input it is.
+    """
+
+    scope: Place
+    position: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant(Expression):
+    """A constant of the trace, with its `value` if it is settled."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apply(Expression):
+    """Output number `index` of an equation whose inputs are all expressions."""
+
+    eqn: Any
+    inputs: tuple[Expression, ...]
+    index: int
+
+
+def leaf(aval: Any, scope: Place, position: int) -> Leaf:
+    """A parameter; its place is negative, so that no equation has it."""
+    none: frozenset[Leaf] = frozenset()
+    self = Leaf(aval, none, none, True, (*scope, -1 - position), scope, position)
+    object.__setattr__(self, "leaves", frozenset([self]))
+    object.__setattr__(self, "needs", frozenset([self]))
+    return self
+
+
+def constant(value: Any) -> Constant:
+    """A constant with a value."""
+    return Constant(jax.typeof(value), frozenset(), frozenset(), True, (), value)
+
+
+def unsettled(aval: Any) -> Constant:
+    """A constant that changes from turn to turn of a scan."""
+    return Constant(aval, frozenset(), frozenset(), False, (), None)
+
+
+def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expression]:
+    """The outputs of an equation on expressions."""
+    union = lambda sets: frozenset().union(*sets)
+    needs = union(x.needs for x in inputs)
+    leaves = union(x.leaves for x in inputs)
+    if eqn.primitive.name == "stop_gradient":
+        leaves = frozenset()
+    settled = all(x.settled for x in inputs)
+    return [
+        Apply(v.aval, leaves, needs, settled, (*place, i), eqn, tuple(inputs), i)
+        for i, v in enumerate(eqn.outvars)
+    ]
+
+
+def is_isometry(eqn: Any) -> bool:
+    """Whether the transpose of `eqn`, in its first operand, keeps norms."""
+    name, operand = eqn.primitive.name, eqn.invars[0].aval if eqn.invars else None
+    if name == "convert_element_type":
+        kinds = (jnp.floating, jnp.complexfloating)
+        return any(
+            jnp.issubdtype(operand.dtype, kind) and jnp.issubdtype(eqn.params["new_dtype"], kind)
+            for kind in kinds
+        )
+    if name == "broadcast_in_dim":
+        return math.prod(eqn.params["shape"]) == math.prod(operand.shape)
+    return name in _ISOMETRIES
+
+
+def isometric_leaf(expression: Expression) -> Leaf | None:
+    """The parameter that `expression` is a rearranged part of, if it is one."""
+    while isinstance(expression, Apply) and is_isometry(expression.eqn):
+        if not expression.inputs[0].leaves:
+            return None
+        expression = expression.inputs[0]
+    return expression if isinstance(expression, Leaf) else None
+
+
+def evaluate(expressions: Sequence[Expression], values: Mapping[Expression, Any]) -> list[Any]:
+    """The values of `expressions`, given those of the leaves and constants."""
+    done: dict[tuple[int, ...], list[Any]] = {}
+
+    def value(x: Expression) -> Any:
+        if x in values:
+            return values[x]
+        assert isinstance(x, Apply)
+        key = (id(x.eqn), *(id(y) for y in x.inputs))
+        if key not in done:
+            done[key] = equation_function([x.eqn])(*_distinct(x.eqn, map(value, x.inputs)))
+        return done[key][x.index]
+
+    return [value(x) for x in expressions]
+
+
+def rearrange(expression: Expression, array: Any, values: Mapping[Expression, Any]) -> Any:
+    """`expression`, an isometry of one parameter, of an `array` of any dtype in its place."""
+    if isinstance(expression, Leaf):
+        return array
+    assert isinstance(expression, Apply)
+    eqn, (first, *others) = expression.eqn, expression.inputs
+    array = rearrange(first, array, values)
+    if eqn.primitive.name == "convert_element_type":
+        return array
+    operands = [array, *(values[x] for x in others)]
+    return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
+
+
+def constants_of(expressions: Sequence[Expression]) -> list[Constant]:
+    """The distinct constants inside `expressions`."""
+    found: dict[Expression, None] = {}
+
+    def visit(x: Expression) -> None:
+        if x not in found:
+            found[x] = None
+            for y in x.inputs if isinstance(x, Apply) else ():
+                visit(y)
+
+    for x in expressions:
+        visit(x)
+    return [x for x in found if isinstance(x, Constant)]
+
+
+def _distinct(eqn: Any, values: Any) -> list[Any]:
+    """One value for each distinct variable among the inputs of `eqn`."""
+    pairs = zip(eqn.invars, values, strict=True)
+    return list({v: x for v, x in pairs if not isinstance(v, jex.Literal)}.values())
+
+
+def input_variables(eqns: Sequence[Any]) -> list[Any]:
+    """The distinct variables that `eqns` read and do not write, in order."""
+    written = {v for eqn in eqns for v in eqn.outvars}
+    read = (v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal))
+    return list(dict.fromkeys(v for v in read if v not in written))
+
+
+def equation_function(
+    eqns: Sequence[Any], outputs: Sequence[Any] | None = None
+) -> Callable[..., Any]:
+    """Equations as a function of `input_variables`, by JAX's public interface.
+
+    Args:
+        eqns: Equations of one jaxpr, in order.
+        outputs: Variables to return; by default all that the last equation writes.
+    """
+    effects = frozenset().union(*(eqn.effects for eqn in eqns))
+    outputs = list(eqns[-1].outvars if outputs is None else outputs)
+    jaxpr = jex.Jaxpr([], input_variables(eqns), outputs, list(eqns), effects)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))

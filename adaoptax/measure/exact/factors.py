@@ -1,0 +1,114 @@
+"""Per-example gradients of one parameter that are never formed: their factors, and sums.
+
+Every rule brings the gradients g_b of a parameter, seen as [N, I, O], in one of these forms:
+
+    Outer     g_b[n] = X_b[n]ᵀ D_b[n]     rules/dense.py: inputs X, output cotangents D
+    Patches   the same, X_b being cut     rules/convolution.py
+              out of an image when needed
+    Rows      g_b[id_t] += D_b[t]         rules/embedding.py
+    Full      g_b = D_b                   rules/expand.py: biases, scales, unknown operations
+
+The cotangents of complex parameters are not conjugated, so that ⟨a, b⟩ is Re Σ a b*.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+
+
+class Want(NamedTuple):
+    """Which statistics to compute."""
+
+    norm: bool
+    inner: bool
+    coordinate: bool
+
+
+class Moments(NamedTuple):
+    """Sums over examples b of their gradients of one parameter.
+
+    Attributes:
+        total: Σ g_b, [N, I, O].
+        sq_norms: [B], ‖g_b‖², or None.
+        squares: Σ c_b |g_b|², [N, I, O], or None.
+    """
+
+    total: jax.Array
+    sq_norms: jax.Array | None
+    squares: jax.Array | None
+
+
+class Factor:
+    """Gradients of B examples (or groups of them), on axis 0 of every array."""
+
+    def gradient(self) -> jax.Array:
+        """[N, I, O]: the gradient of one example, from a factor without the leading axis."""
+        raise NotImplementedError
+
+    def merged(self, size: int) -> Self:
+        """The gradients of groups of `size` examples in a row, summed."""
+        raise NotImplementedError
+
+    def scaled(self, weight: jax.Array) -> Self:
+        """Every g_b times its `weight` [B]."""
+        return dataclasses.replace(self, d=rows_times(weight, self.d))  # type: ignore[call-arg, attr-defined]
+
+    def first(self, number: int) -> Self:
+        """The first `number` examples."""
+        return jax.tree.map(lambda x: x[:number], self)
+
+    def total(self) -> jax.Array:
+        """Σ g_b."""
+        return self.moments(Want(False, False, False), None).total
+
+    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+        """Sums over examples; by default one example after the other, with one gradient alive."""
+        return sum_over_examples(self, want, weight)
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        """[B], Re⟨g_b, other⟩ for a fixed [N, I, O]."""
+        return jax.lax.map(lambda one: real_dot(one.gradient(), other), self)
+
+    def inner_with_total(self, total: jax.Array) -> jax.Array:
+        """[B], Re⟨g_b, Σ g⟩, where that is cheaper than for any other direction."""
+        return self.inner(total)
+
+
+def sum_over_examples(factor: Factor, want: Want, weight: jax.Array | None) -> Moments:
+    """Forms one gradient after the other: the work of Σ g_b, and one buffer of its size."""
+    one = jax.eval_shape(lambda f: f.gradient(), jax.tree.map(lambda x: x[0], factor))
+    real = jnp.finfo(one.dtype).dtype
+    zeros = functools.partial(jnp.zeros, one.shape)
+
+    def step(sums: tuple, xs: tuple) -> tuple[tuple, Any]:
+        total, squares = sums
+        one, share = xs
+        gradient = one.gradient()
+        square = _tree.squared_modulus(gradient) if want.norm or want.coordinate else None
+        if want.coordinate:
+            squares = squares + share * square
+        return (total + gradient, squares), jnp.sum(square) if want.norm else None
+
+    start = (zeros(one.dtype), zeros(real) if want.coordinate else None)
+    (total, squares), sq_norms = jax.lax.scan(step, start, (factor, weight))
+    return Moments(total, sq_norms, squares)
+
+
+def wide(x: jax.Array) -> Any:
+    """The dtype in which products of `x` are summed: float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def real_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Re Σ a b*."""
+    return jnp.real(jnp.sum(_tree.widen(a) * jnp.conj(b)))
+
+
+def rows_times(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Row b of `x` times weight[b]."""
+    return x * weight.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,99 @@
+"""Exact per-example moments of a loss: trace, plan, walk, differentiate."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.aux import combine_aux
+from adaoptax.measure.exact.factors import Want
+from adaoptax.measure.exact.planning import make_plan
+from adaoptax.measure.exact.roots import Carriers
+from adaoptax.measure.exact.sums import Setting
+from adaoptax.measure.exact.trace import trace_example
+from adaoptax.measure.exact.walk import walk
+from adaoptax.measure.loss import Loss
+from adaoptax.measure.moments import GroupWeights
+from adaoptax.measure.rows import check_mask, count_rows, normalised, replace_padding
+
+
+class RowMoments(NamedTuple):
+    """Moments of the gradients of n groups (of one example each, unless asked otherwise).
+
+    Attributes:
+        sq_norms: [n], ‖h_j‖², or None.
+        inner_products: [n], Re⟨h_j, g⟩, or None.
+        square_sums: Pytree like the parameters, Σ W_j |h_j|² over measured groups, or None.
+        weights: Of all groups of the batch, measured or not.
+    """
+
+    sq_norms: Any
+    inner_products: Any
+    square_sums: Any
+    weights: GroupWeights
+
+
+def measure_rows(
+    loss: Loss,
+    params: ArrayTree,
+    batch: ArrayTree,
+    args: tuple,
+    mask: Any,
+    *,
+    want: Want,
+    group_size: int = 1,
+    num_measured: int | None = None,
+) -> tuple[tuple[jax.Array, Any], ArrayTree, RowMoments]:
+    """``((loss, aux), grads, moments)``: the plain gradient, and what every example adds to it."""
+    num_rows = count_rows(batch)
+    num_groups = num_rows // group_size
+    num_measured = num_measured or num_groups
+    dtype = _tree.scalar_dtype(params)
+    weight = jnp.ones(num_rows, dtype)
+    if mask is not None:
+        weight = normalised(check_mask(mask, num_rows).astype(dtype))
+        batch = replace_padding(batch, weight)
+    sums = jnp.sum(weight)
+    share = weight / jnp.where(sums > 0, sums, 1)
+    of_groups = lambda x: jnp.sum(x.reshape(num_groups, group_size), axis=1)
+    weights = GroupWeights(of_groups(weight), of_groups(weight**2))
+    group_share = of_groups(share)[:num_measured]
+    real = group_share > 0
+    inverse_share = jnp.where(real, 1 / jnp.where(real, group_share, 1), 0)
+
+    traced = trace_example(loss, params, batch, loss.split_keys(args, num_rows))
+    leaves, structure = jax.tree.flatten(params)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    plan = make_plan(traced.closed, len(leaves))
+    setting = Setting(want, num_rows, group_size, num_measured)
+
+    def mean_loss(leaves: list, carriers: Carriers) -> tuple[jax.Array, list]:
+        values, *aux = walk(traced.closed, plan, setting, carriers, leaves, traced.data)
+        return jnp.sum(share.astype(values.dtype) * values), aux
+
+    per_group = lambda wanted: jnp.zeros(num_measured, dtype) if wanted else None
+    real_zeros = lambda x: jnp.zeros(x.shape, jnp.finfo(_tree.widen(x).dtype).dtype)
+    carriers = Carriers(
+        per_group(want.norm),
+        per_group(want.inner),
+        [real_zeros(x) for x in leaves] if want.coordinate else None,
+        inverse_share,
+    )
+    differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
+    (value, aux), (grads, found) = differentiate(leaves, carriers)
+    aux = jax.tree.unflatten(jax.tree.structure(traced.outputs), [value, *aux])[1]
+    if loss.has_aux:
+        whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, batch)[1]
+        aux = combine_aux(aux, weight, 1, num_rows, whole)
+    moments = RowMoments(
+        found.sq_norms * inverse_share**2 if want.norm else None,
+        found.inner_products * inverse_share if want.inner else None,
+        jax.tree.unflatten(structure, [sums.astype(x.dtype) * x for x in found.squares])
+        if want.coordinate
+        else None,
+        weights,
+    )
+    value = jnp.where(sums > 0, value, jnp.nan)
+    return (value, aux), jax.tree.unflatten(structure, grads), moments

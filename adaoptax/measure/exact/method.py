@@ -1,0 +1,221 @@
+"""The public face of the exact method: a way of measuring, and its per-example numbers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree, _validate
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.factors import Want
+from adaoptax.measure.exact.measured import RowMoments, measure_rows
+from adaoptax.measure.loss import Loss, Measured, make_loss
+from adaoptax.measure.moments import STATISTICS, GroupWeights, check_statistics, inner_scatter
+from adaoptax.stats import GradientStats
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """See `exact`."""
+
+    statistics: tuple[str, ...]
+    group_size: int
+    probe_size: int | None
+
+    def __call__(self, loss: Loss) -> Callable[..., Measured]:
+        def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> Measured:
+            probe = None if self.probe_size is None else self.probe_size // self.group_size
+            value, grads, moments = measure_rows(
+                loss,
+                params,
+                batch,
+                args,
+                mask,
+                want=wanted(self.statistics),
+                group_size=self.group_size,
+                num_measured=probe,
+            )
+            return value, grads, _stats(grads, moments, probe)
+
+        return measure
+
+
+def wanted(statistics: Sequence[str]) -> Want:
+    """The names as flags."""
+    return Want(*(name in statistics for name in STATISTICS))
+
+
+def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> GradientStats:
+    """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S² V_j/W_j² and E‖g‖² = ‖∇F‖² + S² V/W²."""
+    weights = moments.weights
+    measured = GroupWeights(weights.weight[:probe], weights.sq_weight[:probe])
+    sq_norm = _tree.sq_norm(grads)
+    dtype = sq_norm.dtype
+    total = jnp.sum(measured.weight)
+
+    def unbiased(sum_of_squares: jax.Array, square: jax.Array) -> jax.Array:
+        """S² from Σ W_j |h_j|² and |g|²."""
+        scatter = sum_of_squares - total.astype(square.dtype) * square
+        if probe is None:  # a sum of squares: what falls below zero is rounding
+            return weights.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
+        return _of_probe(scatter, measured, weights).astype(square.dtype)
+
+    variance, inner, coordinate = jnp.full([], jnp.nan, dtype), None, None
+    if moments.square_sums is not None:
+        squares = jax.tree.map(_tree.squared_modulus, grads)
+        coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
+        variance = _tree.total(lambda x: x, coordinate)
+    if moments.sq_norms is not None:
+        variance = unbiased(jnp.sum(measured.weight * moments.sq_norms), sq_norm)
+    if moments.inner_products is not None:
+        inner = measured.unbiased(
+            inner_scatter(moments.inner_products - sq_norm, measured.weight)
+        ).astype(dtype)
+    return GradientStats(
+        num_examples=weights.num_examples.astype(dtype),
+        num_groups=measured.num_groups.astype(dtype),
+        sq_norm=sq_norm,
+        variance=variance.astype(dtype),
+        inner_product_variance=inner,
+        coordinate_variance=coordinate,
+    )
+
+
+def _of_probe(scatter: jax.Array, measured: GroupWeights, weights: GroupWeights) -> jax.Array:
+    """Unbiased for some of the groups, though the mean gradient holds them all; may be negative."""
+    real = measured.weight > 0
+    each = jnp.where(real, measured.sq_weight / jnp.where(real, measured.weight, 1), 0)
+    whole = jnp.sum(weights.weight)
+    share = jnp.sum(measured.weight) / jnp.where(whole > 0, whole, 1)
+    freedom = jnp.sum(each) - share * jnp.sum(weights.sq_weight) / jnp.where(whole > 0, whole, 1)
+    enough = (measured.num_groups > 1) & (freedom > 0)
+    return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
+
+
+def exact(
+    statistics: tuple[str, ...] = ("norm",),
+    *,
+    group_size: int = 1,
+    probe_size: int | None = None,
+) -> Exact:
+    r"""Measures every example's own gradient at about the price of the mean gradient.
+
+    The same numbers as `per_example`, without forming per-example gradients: the loss of one
+    example is traced, and its equations are evaluated on the whole batch with those that consume a
+    parameter replaced, so that their backward pass emits statistics beside the gradient. Any JAX
+    loss will do that is a mean of per-example losses: Flax, Equinox or plain functions, `scan` over
+    layers or time, `jax.checkpoint`, custom derivatives. `explain` prints what is done with every
+    parameter, and what that costs.
+
+    The variance is :math:`(\sum_i \lVert g_i \rVert^2 - B \lVert g \rVert^2) / (B - 1)`: its
+    relative error in float32 is about :math:`10^{-7} \kappa`, :math:`\kappa = B \lVert g \rVert^2 /
+    ((B - 1) S^2)`, which matters only where examples hardly differ.
+
+    Args:
+        statistics: What to compute: any of ``"norm"`` (`variance`), ``"inner"``
+            (`inner_product_variance`), ``"coordinate"`` (`coordinate_variance`); with none of them
+            only the gradient, and the variance is NaN.
+        group_size: Measures the mean gradients of so many examples in a row instead; must divide
+            the batch.
+        probe_size: Measures only the first so many examples; the gradient is that of all. The
+            variance stays unbiased, with ``probe_size − 1`` degrees of freedom, and may come out
+            negative. Gradients of a classifier have heavy tails late in training: a small probe is
+            then off by more than 100 %.
+
+    Returns:
+        A method for `value_grad_and_stats`. It raises ValueError for a batch of one example, one
+        that `group_size` does not divide, and a loss that mixes examples (BatchNorm in training
+        mode, contrastive losses): measure that with `groups`.
+
+    Raises:
+        ValueError: If a name in `statistics` is unknown or a size is out of range.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> measure = adaoptax.value_grad_and_stats(
+        ...     lambda w, x: (x @ w).mean(), adaoptax.measure.exact(("norm", "inner")))
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])
+        >>> loss, grads, stats = measure(jnp.ones(2), rows)
+        >>> round(float(stats.variance), 4), round(float(stats.inner_product_variance), 4)
+        (3.3333, 2.6667)
+
+    References:
+        Goodfellow, `Efficient Per-Example Gradient Computations
+        <https://arxiv.org/abs/1510.01799>`_, 2015, for dense layers without a sequence; Li et al.,
+        `Large Language Models Can Be Strong Differentially Private Learners
+        <https://arxiv.org/abs/2110.05679>`_, 2022, section 4, for Gram matrices over a sequence.
+    """
+    check_statistics(statistics, STATISTICS, "exact")
+    _validate.count("group_size", group_size, 1, "it counts the examples of a group.")
+    if probe_size is not None:
+        _validate.count(
+            "probe_size", probe_size, 2 * group_size, "fewer than two groups have no variance."
+        )
+    return Exact(tuple(statistics), int(group_size), probe_size and int(probe_size))
+
+
+class PerExampleMoments(NamedTuple):
+    r"""What every example's gradient :math:`g_i` is like, beside the mean gradient :math:`g`.
+
+    Attributes:
+        sq_norms: [B], :math:`\lVert g_i \rVert^2`; None unless asked for.
+        inner_products: [B], :math:`\operatorname{Re} \langle g_i, g \rangle`; None unless asked
+            for.
+        square_sums: Pytree like the parameters, :math:`\sum_i w_i |g_i|^2` per coordinate, with
+            the weights :math:`w_i` of the mask (over their maximum); None unless asked for.
+    """
+
+    sq_norms: jax.Array | None
+    inner_products: jax.Array | None
+    square_sums: ArrayTree | None
+
+
+def per_example_moments(
+    loss_fn: Callable[..., Any],
+    statistics: tuple[str, ...] = ("norm",),
+    *,
+    has_aux: bool = False,
+    key_argnums: int | Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Norms and inner products of every example's gradient, by the algorithm of `exact`.
+
+    For all that needs the examples one by one: importance sampling, finding outliers and wrong
+    labels, leave-one-out tests, histograms of gradient norms.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch, *args)``, the mean loss over the leading axis of `batch`.
+        statistics: Any of ``"norm"``, ``"inner"``, ``"coordinate"``.
+        has_aux: As for `value_grad_and_stats`.
+        key_argnums: As for `value_grad_and_stats`.
+
+    Returns:
+        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, moments)`` or
+        ``((loss, aux), grads, moments)``, with `PerExampleMoments`. Rows that are masked have
+        moments of zero.
+
+    Raises:
+        ValueError: If a name in `statistics` is unknown, or `key_argnums` points at `params` or
+            `batch`.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> measure = adaoptax.measure.per_example_moments(lambda w, x: (x @ w).mean())
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])
+        >>> loss, grads, moments = measure(jnp.ones(2), rows)
+        >>> moments.sq_norms.tolist()
+        [1.0, 9.0, 8.0, 8.0]
+    """
+    check_statistics(statistics, STATISTICS, "per_example_moments")
+    loss = make_loss(loss_fn, has_aux, key_argnums)
+
+    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
+        loss.check_keys(args)
+        (value, aux), grads, moments = measure_rows(
+            loss, params, batch, args, mask, want=wanted(statistics)
+        )
+        found = PerExampleMoments(moments.sq_norms, moments.inner_products, moments.square_sums)
+        return ((value, aux) if has_aux else value), grads, found
+
+    return jax.named_call(measured, name="per_example_moments")

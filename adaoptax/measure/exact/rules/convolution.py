@@ -1,0 +1,151 @@
+"""Convolutions: dense layers on patches of the image, with strides, dilations and feature groups.
+
+The patches of one example are cut out by strided slices when they are needed, so that no more than
+one example's patches are ever alive; and the products with them avoid the convolution kernels that
+XLA on CPUs has inside loops, which are twenty times slower than those outside.
+"""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.factors import (
+    Factor,
+    Moments,
+    Want,
+    sum_over_examples,
+)
+from adaoptax.measure.exact.rules.dense import Outer
+from adaoptax.measure.exact.rules.rule import Rule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Patches(Factor):
+    """Inputs and output cotangents of a convolution, as they are.
+
+    Attributes:
+        x: [B, m, ...], m images of one example (more than one after merging).
+        d: [B, m, ...].
+        rule: The convolution.
+    """
+
+    x: jax.Array
+    d: jax.Array
+    rule: "Convolution" = dataclasses.field(metadata={"static": True})
+
+    def gradient(self) -> jax.Array:
+        x, d = jax.vmap(self.rule.patches)(self.x, self.d)
+        return Outer(x, d).total()
+
+    def merged(self, size: int) -> Self:
+        return jax.tree.map(lambda x: x.reshape(-1, size * x.shape[1], *x.shape[2:]), self)
+
+    def turned(self) -> Self:
+        """Turns of a scan, stacked on axis 0, become images."""
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+        return jax.tree.map(join, self)
+
+    def total(self) -> jax.Array:
+        rule = self.rule
+        zeros = jnp.zeros(rule.parameter.shape, rule.parameter.dtype)
+        images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self)
+        transpose = jax.linear_transpose(lambda w: rule.forward(images.x, w), zeros)
+        return rule.canonical(transpose(images.d)[0])
+
+    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+        if not (want.norm or want.coordinate):
+            return Moments(self.total(), None, None)
+        return sum_over_examples(self, want, weight)
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        rule = self.rule
+        kernel = rule.restore(jnp.conj(other)).astype(rule.parameter.dtype)
+        images = self.x.reshape(-1, *self.x.shape[2:])
+        along = rule.forward(images, kernel).reshape(self.d.shape)
+        products = along.astype(other.dtype) * self.d
+        return jnp.real(jnp.sum(products.reshape(self.d.shape[0], -1), axis=1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Convolution(Rule):
+    """`conv_general_dilated` of data and a kernel, which is seen as [groups, kernel · I, O]."""
+
+    name = "convolution"
+
+    @property
+    def _groups(self) -> int:
+        return self.eqn.params["feature_group_count"]
+
+    @property
+    def _kernel(self) -> tuple[list[int], int, int, list[int]]:
+        """Order of the kernel's axes (space, in, out), and their sizes."""
+        out, into, *space = self.eqn.params["dimension_numbers"].rhs_spec
+        shape = self.parameter.shape
+        return [*space, into, out], shape[into], shape[out], [shape[axis] for axis in space]
+
+    def canonical(self, w: Any) -> Any:
+        order, into, out, space = self._kernel
+        n, i = self._groups, math.prod(space) * into
+        # Output channels are grouped in blocks: [space, in, group, out of the group].
+        return w.transpose(order).reshape(i, n, out // n).swapaxes(0, 1)
+
+    def restore(self, w: jax.Array) -> jax.Array:
+        order, into, out, space = self._kernel
+        return w.swapaxes(0, 1).reshape(*space, into, out).transpose(np.argsort(order))
+
+    def patches(self, x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One image and its cotangent as [N, T, I] and [N, T, O]: T output positions."""
+        params = self.eqn.params
+        _, into, out, space = self._kernel
+        n, numbers = self._groups, params["dimension_numbers"]
+        batch, feature, *spatial = numbers.lhs_spec
+        image = x.transpose(batch, *spatial, feature)
+        dilation = [
+            (lo, hi, step - 1)
+            for (lo, hi), step in zip(params["padding"], params["lhs_dilation"], strict=True)
+        ]
+        image = jax.lax.pad(image, jnp.zeros([], x.dtype), [(0, 0, 0), *dilation, (0, 0, 0)])
+        batch_out, feature_out, *spatial_out = numbers.out_spec
+        d = d.transpose(batch_out, *spatial_out, feature_out)
+        sizes, strides = d.shape[1:-1], params["window_strides"]
+
+        def cut(offset: tuple[int, ...]) -> jax.Array:
+            start = [o * step for o, step in zip(offset, params["rhs_dilation"], strict=True)]
+            stop = [
+                begin + (size - 1) * stride + 1
+                for begin, size, stride in zip(start, sizes, strides, strict=True)
+            ]
+            part = jax.lax.slice(
+                image, [0, *start, 0], [image.shape[0], *stop, image.shape[-1]], [1, *strides, 1]
+            )
+            return part.reshape(-1, n, into)
+
+        windows = [cut(offset) for offset in np.ndindex(*space)]
+        columns = jnp.concatenate(windows, axis=2)  # [T, N, kernel · I]
+        return columns.swapaxes(0, 1), d.reshape(-1, n, out // n).swapaxes(0, 1)
+
+    def factor(self, x: jax.Array, d: jax.Array) -> Patches:
+        return Patches(x[:, None], d[:, None], self)
+
+    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+        _, into, out, space = self._kernel
+        entries = math.prod(space) * into * out
+        positions = math.prod(self.output.shape) // out
+        along = 2.0 * num_examples * positions * entries if want.inner else 0.0
+        if not (want.norm or want.coordinate):
+            return cost.Choice("none", along, 0)
+        patches = 4 * positions * math.prod(space) * into * self._groups
+        return cost.Choice("scan", 4.0 * num_examples * entries + along, patches + 4 * entries)
+
+
+def match(eqn: Any, position: int) -> Convolution | None:
+    """The rule for `eqn`, if it is a convolution with a parameter as its kernel."""
+    if eqn.primitive.name != "conv_general_dilated" or position != 1:
+        return None
+    return None if eqn.params["batch_group_count"] > 1 else Convolution(eqn, position)

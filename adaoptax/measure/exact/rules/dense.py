@@ -1,0 +1,193 @@
+"""Dense layers: a product of a parameter and data, with or without sequence and batch axes.
+
+Covers `x @ w`, `einsum` with weights of each head, expert layers, and LSTM cells in a scan, whose
+turns are so many entries of a sequence.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaoptax import _tree
+from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.factors import (
+    Factor,
+    Moments,
+    Want,
+    rows_times,
+    sum_over_examples,
+    wide,
+)
+from adaoptax.measure.exact.rules.rule import Rule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outer(Factor):
+    """g_b[n] = x_b[n]ᵀ d_b[n].
+
+    Attributes:
+        x: [B, N, T, I].
+        d: [B, N, T, O].
+    """
+
+    x: jax.Array
+    d: jax.Array
+
+    @property
+    def sizes(self) -> cost.Sizes:
+        """Of the product."""
+        return cost.Sizes(*self.x.shape, self.d.shape[-1])
+
+    def gradient(self) -> jax.Array:
+        return _product("nti,nto->nio", self.x, self.d)
+
+    def merged(self, size: int) -> Self:
+        return self._along_sequence(lambda x: x.reshape(-1, size, *x.shape[1:]).swapaxes(0, 1))
+
+    def turned(self) -> Self:
+        """Turns of a scan, stacked on axis 0, become entries of the sequence."""
+        return self._along_sequence(lambda x: x)
+
+    def _along_sequence(self, lead: Any) -> Self:
+        def join(x: jax.Array) -> jax.Array:
+            x = jnp.moveaxis(lead(x), 0, 2)  # [B, N, turns, T, ...]
+            return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+        return jax.tree.map(join, self)
+
+    def joined(self, others: Sequence["Outer"]) -> "Outer":
+        """The sums of the gradients of several products with one parameter."""
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=2), self, *others)
+
+    def swapped(self) -> "Outer":
+        """The gradient of the transposed parameter."""
+        return Outer(self.d, self.x)
+
+    def total(self) -> jax.Array:
+        b, n, t, i, o = self.sizes
+        if n == 1:  # one matrix product, whatever the order of the axes was
+            return _product("ri,ro->io", self.x.reshape(b * t, i), self.d.reshape(b * t, o))[None]
+        return _product("bnti,bnto->nio", self.x, self.d)
+
+    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+        formula = cost.choose(self.sizes, want, jax.default_backend()).formula
+        if formula == "none":
+            return Moments(self.total(), None, None)
+        if formula == "scan":
+            return sum_over_examples(self, want, weight)
+        return {"factors": _by_factors, "gram": _by_gram, "batched": _batched}[formula](
+            self, want, weight
+        )
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        along = _product("bnti,nio->bnto", self.x, jnp.conj(other).astype(wide(self.x)))
+        return jnp.real(jnp.sum(along * self.d, (1, 2, 3)))
+
+    def inner_with_total(self, total: jax.Array) -> jax.Array:
+        b, _, t, i, o = self.sizes
+        if t > 1 or b * (i + o) >= i * o:
+            return self.inner(total)
+        inputs = _product("bnti,cnti->bnc", self.x, jnp.conj(self.x))
+        outputs = _product("bnto,cnto->bnc", self.d, jnp.conj(self.d))
+        return jnp.real(jnp.sum(inputs * outputs, (1, 2)))
+
+
+def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(wide(a), wide(b)))
+
+
+def _by_factors(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
+    x, d = (_tree.squared_modulus(y[:, :, 0]) for y in (outer.x, outer.d))
+    squares = None
+    if want.coordinate:
+        assert weight is not None
+        squares = Outer(x[:, :, None], rows_times(weight, d)[:, :, None]).total()
+    sq_norms = jnp.sum(jnp.sum(x, -1) * jnp.sum(d, -1), -1) if want.norm else None
+    return Moments(outer.total(), sq_norms, squares)
+
+
+def _by_gram(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
+    inputs = _product("bnti,bnsi->bnts", outer.x, jnp.conj(outer.x))
+    outputs = _product("bnto,bnso->bnts", outer.d, jnp.conj(outer.d))
+    return Moments(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
+
+
+def _batched(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
+    gradients = _product("bnti,bnto->bnio", outer.x, outer.d)
+    flat = gradients.reshape(gradients.shape[0], -1)
+    # Sums over examples as products with vectors: BLAS reads the gradients once for each.
+    total = (jnp.ones(flat.shape[0], flat.dtype) @ flat).reshape(gradients.shape[1:])
+    sq_norms = squares = None
+    if want.norm:
+        sq_norms = jnp.real(jax.vmap(jnp.vdot)(flat, flat))
+    if want.coordinate:
+        squares = (weight @ _tree.squared_modulus(flat)).reshape(gradients.shape[1:])
+    return Moments(total, sq_norms, squares)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense(Rule):
+    """`dot_general` of a parameter and data."""
+
+    name = "dense"
+
+    @property
+    def _axes(self) -> tuple[list[int], list[int], list[int], list[int], list[int], list[int]]:
+        """Batch, contracted and free axes of the data, then of the parameter."""
+        contract, batch = self.eqn.params["dimension_numbers"]
+        w, x = self.position, 1 - self.position
+        free = lambda aval, side: [
+            axis for axis in range(aval.ndim) if axis not in (*contract[side], *batch[side])
+        ]
+        return (
+            list(batch[x]),
+            list(contract[x]),
+            free(self.data, x),
+            list(batch[w]),
+            list(contract[w]),
+            free(self.parameter, w),
+        )
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """N, T, I, O."""
+        _, _, x_free, batch, contract, free = self._axes
+        size = lambda aval, axes: math.prod(aval.shape[axis] for axis in axes)
+        w = self.parameter
+        return size(w, batch), size(self.data, x_free), size(w, contract), size(w, free)
+
+    def canonical(self, w: Any) -> Any:
+        _, _, _, batch, contract, free = self._axes
+        n, _, i, o = self._sizes
+        return w.transpose(batch + contract + free).reshape(n, i, o)
+
+    def restore(self, w: jax.Array) -> jax.Array:
+        _, _, _, batch, contract, free = self._axes
+        order = batch + contract + free
+        shape = [self.parameter.shape[axis] for axis in order]
+        return w.reshape(shape).transpose(np.argsort(order))
+
+    def factor(self, x: jax.Array, d: jax.Array) -> Outer:
+        batch, contract, x_free, *_ = self._axes
+        n, t, i, o = self._sizes
+        b = x.shape[0]
+        order = [0, *(1 + axis for axis in batch + x_free + contract)]
+        x = x.transpose(order).reshape(b, n, t, i)
+        if self.position == 0:  # the result is [batch, parameter's free axes, data's free axes]
+            d = d.reshape(b, n, o, t).swapaxes(2, 3)
+        return Outer(x, d.reshape(b, n, t, o))
+
+    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+        n, t, i, o = self._sizes
+        return cost.choose(cost.Sizes(num_examples, n, t, i, o), want, jax.default_backend())
+
+
+def match(eqn: Any, position: int) -> Dense | None:
+    """The rule for `eqn`, if it is a product."""
+    return Dense(eqn, position) if eqn.primitive.name == "dot_general" else None

@@ -1,0 +1,168 @@
+"""Embeddings: a gather of whole rows of a table."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.factors import Factor, Moments, Want, rows_times, wide
+from adaoptax.measure.exact.rules.dense import Outer
+from adaoptax.measure.exact.rules.rule import Rule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows(Factor):
+    """Gradients that touch some rows of a table.
+
+    Attributes:
+        ids: [B, T], the row that entry t reads.
+        d: [B, T, R], its cotangent.
+        num_rows: Rows V of the table, which is seen as [1, V, R].
+    """
+
+    ids: jax.Array
+    d: jax.Array
+    num_rows: int = dataclasses.field(metadata={"static": True})
+
+    def gradient(self) -> jax.Array:
+        table = jnp.zeros((1, self.num_rows, self.d.shape[-1]), wide(self.d))
+        return table.at[0, self.ids].add(self.d.astype(table.dtype))
+
+    def merged(self, size: int) -> Self:
+        join = lambda x: x.reshape(-1, size * x.shape[1], *x.shape[2:])
+        return dataclasses.replace(self, ids=join(self.ids), d=join(self.d))
+
+    def turned(self) -> Self:
+        """Turns of a scan, stacked on axis 0, become further entries."""
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+        return jax.tree.map(join, self)
+
+    def joined(self, others: Sequence["Rows"]) -> Self:
+        """The sums of the gradients of several uses of one table."""
+        join = lambda *xs: jnp.concatenate(xs, axis=1)
+        return jax.tree.map(join, self, *others)
+
+    def total(self) -> jax.Array:
+        flat = Rows(self.ids.reshape(-1), self.d.reshape(-1, self.d.shape[-1]), self.num_rows)
+        return flat.gradient()
+
+    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+        if not (want.norm or want.coordinate):
+            return Moments(self.total(), None, None)
+        d = _tree.widen(self.d)
+        same = (self.ids[:, :, None] == self.ids[:, None, :]).astype(d.dtype)
+        # Entry t of an example now holds the whole cotangent of the row that it reads.
+        summed = jnp.einsum("bts,bsr->btr", same, d)
+        squares = None
+        if want.coordinate:
+            assert weight is not None
+            once = _tree.squared_modulus(summed) / jnp.real(jnp.sum(same, -1))[..., None]
+            squares = Rows(self.ids, rows_times(weight, once), self.num_rows).total()
+        sq_norms = jnp.real(jnp.sum(summed * jnp.conj(d), (1, 2))) if want.norm else None
+        return Moments(self.total(), sq_norms, squares)
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        return jnp.real(jnp.sum(jnp.conj(other[0][self.ids]) * self.d, (1, 2)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding(Rule):
+    """`gather` of whole rows, by indices that are data."""
+
+    name = "embedding"
+
+    def canonical(self, w: Any) -> Any:
+        return w.reshape(1, w.shape[0], -1)
+
+    def restore(self, w: jax.Array) -> jax.Array:
+        return w.reshape(self.parameter.shape)
+
+    def factor(self, x: jax.Array, d: jax.Array) -> Rows:
+        offsets = self.eqn.params["dimension_numbers"].offset_dims
+        num_rows = self.parameter.shape[0]
+        ids = x.reshape(x.shape[0], -1).astype(jnp.int32)
+        which = [axis for axis in range(d.ndim - 1) if axis not in offsets]
+        d = d.transpose(0, *(1 + axis for axis in (*which, *offsets)))
+        d = d.reshape(*ids.shape, -1)
+        # Out of bounds a gather reads the nearest row or, by its mode, none at all.
+        if self.eqn.params["mode"] is not jax.lax.GatherScatterMode.CLIP:
+            d = jnp.where(((ids >= 0) & (ids < num_rows))[..., None], d, 0)
+        return Rows(jnp.clip(ids, 0, num_rows - 1), d, num_rows)
+
+    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+        row = math.prod(self.parameter.shape[1:])
+        t = math.prod(self.data.shape)
+        same = 2.0 * num_examples * t * t * row if want.norm or want.coordinate else 0.0
+        return cost.Choice("rows", same, 4 * num_examples * t * (t + row) * bool(same))
+
+
+def match(eqn: Any, position: int) -> Embedding | None:
+    """The rule for `eqn`, if it takes whole rows of a parameter."""
+    if eqn.primitive.name != "gather" or position != 0:
+        return None
+    numbers, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    whole_rows = (
+        numbers.collapsed_slice_dims == (0,)
+        and numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(eqn.params["slice_sizes"]) == (1, *table.shape[1:])
+    )
+    return Embedding(eqn, position) if whole_rows and table.shape[0] < 2**24 else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tied(Factor):
+    """An embedding table [1, V, R] that is the output layer too: two gradients, and their product.
+
+    Attributes:
+        rows: Of the embedding.
+        outer: Of the product, with the V rows as its inputs and R as its outputs.
+    """
+
+    rows: Rows
+    outer: Outer
+
+    def gradient(self) -> jax.Array:
+        return self.rows.gradient() + self.outer.gradient()
+
+    def merged(self, size: int) -> Self:
+        return dataclasses.replace(self, rows=self.rows.merged(size), outer=self.outer.merged(size))
+
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(
+            self, rows=self.rows.scaled(weight), outer=self.outer.scaled(weight)
+        )
+
+    def total(self) -> jax.Array:
+        return self.rows.total() + self.outer.total()
+
+    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+        rows, outer = self.rows.moments(want, weight), self.outer.moments(want, weight)
+        total = rows.total + outer.total
+        if not (want.norm or want.coordinate):
+            return Moments(total, None, None)
+        # What the product adds to the row that entry t of the embedding reads: [B, T, R].
+        ids = self.rows.ids[:, None]
+        picked = jnp.take_along_axis(self.outer.x[:, 0], ids, axis=2)
+        added = jnp.einsum("bst,bsr->btr", picked, self.outer.d[:, 0])
+        cross = jnp.real(self.rows.d * jnp.conj(_tree.widen(added)))
+        sq_norms = squares = None
+        if want.norm:
+            assert rows.sq_norms is not None
+            assert outer.sq_norms is not None
+            sq_norms = rows.sq_norms + outer.sq_norms + 2 * jnp.sum(cross, (1, 2))
+        if want.coordinate:
+            assert weight is not None
+            twice = Rows(self.rows.ids, rows_times(2 * weight, cross), self.rows.num_rows)
+            squares = rows.squares + outer.squares + twice.total()
+        return Moments(total, sq_norms, squares)
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        return self.rows.inner(other) + self.outer.inner(other)

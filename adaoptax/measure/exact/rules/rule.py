@@ -1,0 +1,96 @@
+"""What a rule is: one equation between one parameter and data, whose gradient has factors."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax.measure.exact.cost import Choice
+from adaoptax.measure.exact.expressions import equation_function
+from adaoptax.measure.exact.factors import Factor, Want
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule:
+    """An equation with one parameter operand and one data operand.
+
+    The parameter operand is seen as [N, I, O] (`canonical`, and back: `restore`).
+
+    Attributes:
+        eqn: The equation, of one example.
+        position: Which operand is the parameter.
+    """
+
+    eqn: Any
+    position: int
+
+    name = "rule"
+
+    @property
+    def parameter(self) -> Any:
+        """Shape and dtype of the parameter operand."""
+        return self.eqn.invars[self.position].aval
+
+    @property
+    def data(self) -> Any:
+        """Shape and dtype of the data operand of one example."""
+        return self.eqn.invars[1 - self.position].aval
+
+    @property
+    def output(self) -> Any:
+        """Shape and dtype of the result of one example."""
+        return self.eqn.outvars[0].aval
+
+    def canonical(self, w: Any) -> Any:
+        """The parameter operand as [N, I, O]."""
+        raise NotImplementedError
+
+    def restore(self, w: jax.Array) -> jax.Array:
+        """The inverse of `canonical`."""
+        raise NotImplementedError
+
+    def factor(self, x: jax.Array, d: jax.Array) -> Factor:
+        """The gradients' factors, from the batched data operand and output cotangent."""
+        raise NotImplementedError
+
+    def choice(self, num_examples: int, want: Want) -> Choice:
+        """How the statistics will be formed, and what that costs."""
+        raise NotImplementedError
+
+    def slot(self, num_examples: int) -> tuple[jax.Array, jax.Array]:
+        """Zeros of the types of `emit`: what reaches the root as their cotangent."""
+        shape = lambda aval, dtype: jnp.zeros((num_examples, *aval.shape), dtype)
+        data = self.data.dtype if jnp.issubdtype(self.data.dtype, jnp.inexact) else jnp.float32
+        return shape(self.data, data), shape(self.output, self.output.dtype)
+
+    def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """The equation on all examples."""
+        operands, axes = ((w, x), (None, 0)) if self.position == 0 else ((x, w), (0, None))
+        return jax.vmap(equation_function([self.eqn]), axes, 0)(*operands)[0]
+
+    def __call__(self, x: jax.Array, w: jax.Array, slot: Any) -> jax.Array:
+        """The equation; its backward pass hands the factors to `slot` in place of a gradient."""
+        return _tapped(self, x, w, slot)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tapped(rule: Rule, x: jax.Array, w: jax.Array, slot: Any) -> jax.Array:
+    return rule.forward(x, w)
+
+
+def _forward(rule: Rule, x: jax.Array, w: jax.Array, slot: Any) -> tuple[jax.Array, tuple]:
+    return rule.forward(x, w), (x, w)
+
+
+def _backward(rule: Rule, saved: tuple, d: jax.Array) -> tuple:
+    x, w = saved
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        # Row numbers travel as floats, exact below 2^24.
+        return None, jnp.zeros_like(w), (x.astype(jnp.float32), d)
+    (dx,) = jax.vjp(lambda x: rule.forward(x, w), x)[1](d)
+    return dx, jnp.zeros_like(w), (x, d)
+
+
+_tapped.defvjp(_forward, _backward)

@@ -1,0 +1,242 @@
+"""The gradient and the statistics of the parameters of one root, from the factors of its sites."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax.measure.exact.clusters import Arrangement, Cluster
+from adaoptax.measure.exact.expressions import Expression, evaluate, rearrange
+from adaoptax.measure.exact.factors import Factor, Want, real_dot
+from adaoptax.measure.exact.planning import Root
+
+# Gradients that have to be formed are formed at once up to this size.
+_AT_ONCE_BYTES = 64 * 2**20
+
+Values = Mapping[Expression, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured, on what.
+
+    Attributes:
+        want: Which statistics.
+        num_examples: B.
+        group_size: Examples in a group.
+        num_measured: Groups that are measured, from the front of the batch.
+    """
+
+    want: Want
+    num_examples: int
+    group_size: int
+    num_measured: int
+
+    @property
+    def measures_all(self) -> bool:
+        """Whether no example is left out."""
+        return self.num_measured * self.group_size == self.num_examples
+
+    def measured(self, factor: Factor) -> Factor:
+        """The groups of `factor` that are measured."""
+        if not self.measures_all:
+            factor = factor.first(self.num_measured * self.group_size)
+        return factor if self.group_size == 1 else factor.merged(self.group_size)
+
+
+class Sums(NamedTuple):
+    """What a root brings, for n measured groups; lists have one entry a parameter.
+
+    Attributes:
+        totals: Gradients.
+        sq_norms: [n], or None.
+        inner_products: [n], or None.
+        squares: Σ c_j |g_j|², or None.
+    """
+
+    totals: list[jax.Array]
+    sq_norms: Any
+    inner_products: Any
+    squares: Any
+
+
+class _Part(NamedTuple):
+    """A cluster with its factor, over all examples and over the measured groups."""
+
+    cluster: Cluster
+    whole: Factor
+    measured: Factor
+    values: Values
+
+    def seen(self, array: jax.Array) -> jax.Array:
+        """An array like the parameter, as [N, I, O] of what the cluster sees of it."""
+        site = self.cluster.sites[0]
+        array = rearrange(site.expression, array, self.values)
+        return site.rule.canonical(array) if site.rule else array.reshape(1, 1, -1)
+
+    def restored(self, seen: jax.Array) -> jax.Array:
+        """The inverse of `seen`, with zeros where the cluster sees nothing."""
+        like = jax.ShapeDtypeStruct(self.cluster.leaf.aval.shape, seen.dtype)
+        return jax.linear_transpose(self.seen, like)(seen)[0]
+
+
+def sums_of_factors(
+    arrangement: Arrangement,
+    root: Root,
+    setting: Setting,
+    factors: Sequence[Factor],
+    values: Values,
+    weight: jax.Array,
+) -> Sums:
+    r"""Sums where no gradient has to be formed.
+
+    Group j has the gradient :math:`h_j + \sum_k s_{jk} R_k`: the clusters bring :math:`h_j`, which
+    is never formed, and penalty k the fixed :math:`R_k`.
+    """
+    want = setting.want
+    of_site = dict(zip(root.sites, factors, strict=True))
+    parts = []
+    for cluster in arrangement.clusters:
+        whole = cluster.factor([of_site[site] for site in cluster.sites])
+        parts.append(_Part(cluster, whole, setting.measured(whole), values))
+    moments = [part.measured.moments(want, weight) for part in parts]
+    penalties = [of_site[site] for site in arrangement.penalties]
+    fixed = _penalty_gradients(arrangement, root, values)
+
+    def restored(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """Sums for each parameter of one array for each cluster."""
+        sums = [jnp.zeros(leaf.aval.shape, _wide(leaf)) for leaf in root.leaves]
+        for part, array in zip(parts, arrays, strict=True):
+            i = root.leaves.index(part.cluster.leaf)
+            sums[i] = sums[i] + part.restored(array)
+        return sums
+
+    def along(directions: Sequence[jax.Array]) -> jax.Array:
+        """[n], Re⟨h_j, direction⟩, with one array for each parameter."""
+        of_leaf = dict(zip(root.leaves, directions, strict=True))
+        return sum(part.measured.inner(part.seen(of_leaf[part.cluster.leaf])) for part in parts)
+
+    add = lambda arrays, others: [a + b for a, b in zip(arrays, others, strict=True)]
+    times = lambda number, arrays: [number * a for a in arrays]
+    dot = lambda arrays, others: sum(map(real_dot, arrays, others))
+
+    totals = restored(
+        [sums.total for sums in moments]
+        if setting.measures_all
+        else [part.whole.total() for part in parts]
+    )
+    sq_norms = sum((sums.sq_norms for sums in moments), start=0) if want.norm else None
+    squares = restored([sums.squares for sums in moments]) if want.coordinate else None
+    scales = [setting.measured(penalty).d[:, 0] for penalty in penalties]
+    for k, (scale, gradient) in enumerate(zip(scales, fixed, strict=True)):
+        totals = add(totals, times(jnp.sum(penalties[k].d), gradient))
+        if want.norm:
+            sq_norms = sq_norms + 2 * scale * along(gradient)
+            for other, another in zip(scales, fixed, strict=True):
+                sq_norms = sq_norms + scale * other * dot(gradient, another)
+        if want.coordinate:
+            weighted = restored([part.measured.scaled(weight * scale).total() for part in parts])
+            for other, another in zip(scales, fixed, strict=True):
+                weighted = add(weighted, times(0.5 * jnp.sum(weight * scale * other), another))
+            cross = [2 * jnp.real(r * jnp.conj(h)) for r, h in zip(gradient, weighted, strict=True)]
+            squares = add(squares, cross)
+    inner = None
+    if want.inner:
+        alone = len(parts) == 1 and not penalties and setting.measures_all
+        inner = parts[0].measured.inner_with_total(moments[0].total) if alone else along(totals)
+        for scale, gradient in zip(scales, fixed, strict=True):
+            inner = inner + scale * dot(gradient, totals)
+    return Sums(totals, sq_norms, inner, squares)
+
+
+def _penalty_gradients(
+    arrangement: Arrangement, root: Root, values: Values
+) -> list[list[jax.Array]]:
+    """R_k of each penalty, one array for each parameter."""
+
+    def number(parameters: Sequence[jax.Array], site: Any) -> jax.Array:
+        of_leaf = dict(zip(root.leaves, parameters, strict=True))
+        return evaluate([site.expression], {**values, **of_leaf})[0].reshape(())
+
+    parameters = [values[leaf] for leaf in root.leaves]
+    gradients = [jax.grad(number)(parameters, site) for site in arrangement.penalties]
+    return [list(map(_tree.widen, gradient)) for gradient in gradients]
+
+
+def sums_of_gradients(
+    root: Root,
+    setting: Setting,
+    factors: Sequence[Factor],
+    values: Values,
+    weight: jax.Array,
+) -> Sums:
+    """Sums of gradients that are formed, one group after the other: exact for all that is linear.
+
+    Used where parameters are normalised, multiplied with each other, or used in ways that overlap.
+    """
+    want = setting.want
+    parameters = [values[leaf] for leaf in root.leaves]
+
+    def used(parameters: Sequence[jax.Array]) -> list[jax.Array]:
+        of_leaf = dict(zip(root.leaves, parameters, strict=True))
+        return evaluate([site.expression for site in root.sites], {**values, **of_leaf})
+
+    _, pull_back = jax.vjp(used, parameters)
+
+    def gradient(factors: Sequence[Factor]) -> list[jax.Array]:
+        """The parameters' gradient of one group."""
+        cotangents = []
+        for site, factor in zip(root.sites, factors, strict=True):
+            seen, aval = factor.gradient(), site.expression.aval
+            seen = site.rule.restore(seen) if site.rule else seen.reshape(aval.shape)
+            cotangents.append(seen.astype(aval.dtype))
+        return list(map(_tree.widen, pull_back(cotangents)[0]))
+
+    def sums_of_one(factors: Sequence[Factor], share: jax.Array) -> tuple:
+        one = gradient(factors)
+        squares = [_tree.squared_modulus(g) for g in one]
+        return (
+            one,
+            sum(map(jnp.sum, squares)) if want.norm else None,
+            [share * square for square in squares] if want.coordinate else None,
+        )
+
+    measured = [setting.measured(factor) for factor in factors]
+    totals, sq_norms, squares = _add_up(sums_of_one, root, (measured, weight))
+    if not setting.measures_all:
+        totals = _add_up(lambda one: (gradient(one), None, None), root, (list(factors),))[0]
+    inner = None
+    if want.inner:
+        along = lambda one: sum(map(real_dot, gradient(one), totals))
+        inner = jax.lax.map(along, measured, batch_size=_at_once(root, len(weight)))
+    return Sums(totals, sq_norms, inner, squares)
+
+
+def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
+    """Sums over groups of the first and last result of `fn`; the second one is stacked."""
+    number = len(jax.tree.leaves(xs)[0])
+    if _at_once(root, number) == number:
+        first, second, last = jax.vmap(fn)(*xs)
+        over = lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
+        return over(first), second, over(last)
+
+    def step(sums: Any, xs: Any) -> tuple:
+        first, second, last = fn(*xs)
+        return jax.tree.map(jnp.add, sums, (first, last)), second
+
+    shapes = jax.eval_shape(lambda xs: fn(*jax.tree.map(lambda x: x[0], xs)), xs)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2]))
+    (first, last), second = jax.lax.scan(step, zeros, xs)
+    return first, second, last
+
+
+def _at_once(root: Root, number: int) -> int:
+    size = 4 * number * sum(leaf.size for leaf in root.leaves)
+    return number if size <= _AT_ONCE_BYTES else 1
+
+
+def _wide(leaf: Any) -> Any:
+    return jnp.promote_types(leaf.aval.dtype, jnp.float32)
