@@ -17,13 +17,13 @@ class Rows(NamedTuple):
     """Losses and gradients of the rows with weight, each differentiated alone.
 
     Attributes:
-        index: [n], where they stand in the batch.
+        position: [n], where they stand in the batch.
         weight: [n], as given by the mask; ones without one.
         losses: [n].
         grads: pytree like the parameters, leaves [n, ...], float64 or complex128.
     """
 
-    index: np.ndarray
+    position: np.ndarray
     weight: np.ndarray
     losses: np.ndarray
     grads: Any
@@ -51,12 +51,17 @@ class Rows(NamedTuple):
 
     @property
     def square_sums(self) -> Any:
-        """Σ_i |g_i|² for every coordinate."""
-        return jax.tree.map(lambda g: np.sum(np.abs(g) ** 2, axis=0), self.grads)
+        """Σ_i w_i |g_i|² for every coordinate, with the weights over their maximum."""
+        weight = self.weight / self.weight.max()
+        return jax.tree.map(lambda g: np.tensordot(weight, np.abs(g) ** 2, axes=1), self.grads)
 
 
 class Stats(NamedTuple):
-    """The fields of `GradientStats`, by their definitions."""
+    """The fields of `GradientStats`, by their definitions.
+
+    `subtracted` is how often |g|² is subtracted where S² is formed as a difference of squares,
+    B/(B − 1) for single examples: what rounding of float32 can cost.
+    """
 
     num_examples: float
     num_groups: int
@@ -64,6 +69,7 @@ class Stats(NamedTuple):
     variance: float
     inner_product_variance: float
     coordinate_variance: Any
+    subtracted: float
 
 
 def row_gradients(
@@ -105,7 +111,7 @@ def statistics(rows: Rows, group_size: int = 1) -> Stats:
 
     With weights W_j = Σw and V_j = Σw² of a group, S² = Σ W_j ‖h_j − g‖² / (Σ V_j/W_j − V/W).
     """
-    group_of_row = rows.index // group_size
+    group_of_row = rows.position // group_size
     members = [group_of_row == j for j in np.unique(group_of_row)]
     weight = np.array([rows.weight[m].sum() for m in members])
     sq_weight = np.array([(rows.weight[m] ** 2).sum() for m in members])
@@ -126,6 +132,7 @@ def statistics(rows: Rows, group_size: int = 1) -> Stats:
         variance=unbiased(row_sums(jax.tree.map(lambda d: np.abs(d) ** 2, apart))),
         inner_product_variance=unbiased(along**2),
         coordinate_variance=jax.tree.map(lambda d: unbiased(np.abs(d) ** 2), apart),
+        subtracted=weight.sum() / freedom,
     )
 
 
@@ -147,18 +154,22 @@ def assert_close(found: Any, expected: Any, rtol: float, name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=name)
 
 
-def assert_coordinates(found: Any, expected: Any, rtol: float) -> None:
+def assert_coordinates(found: Any, expected: Any, rtol: float, subtracted: Any = None) -> None:
     """Squares of every coordinate, to `rtol` of the largest of their leaf.
 
     A leaf whose gradient cancels to zero (the bias of keys in attention) holds rounding alone, so
-    what is eight units of rounding beside the largest gradient counts as zero.
+    what is eight units of rounding beside the largest gradient counts as zero. If the squares are
+    what is left of a difference, four units of rounding of what was `subtracted` are allowed too.
     """
     paths = jax.tree_util.tree_leaves_with_path(expected)
     leaves = jax.tree.leaves(found)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    structure: Any = jax.tree.structure
+    assert structure(found) == structure(expected)
     largest = max(np.max(x, initial=0) for _, x in paths)
-    for (path, squares), leaf in zip(paths, leaves, strict=True):
-        rounding = largest * (8 * float(jnp.finfo(leaf.dtype).eps)) ** 2
+    lost = jax.tree.leaves(subtracted) if subtracted is not None else [0.0] * len(leaves)
+    for (path, squares), leaf, gone in zip(paths, leaves, lost, strict=True):
+        eps = float(jnp.finfo(leaf.dtype).eps)
+        rounding = largest * (8 * eps) ** 2 + 4 * eps * np.max(gone, initial=0)
         np.testing.assert_allclose(
             leaf,
             squares,
@@ -169,17 +180,24 @@ def assert_coordinates(found: Any, expected: Any, rtol: float) -> None:
 
 
 def assert_moments(found: Any, rows: Rows, rtol: float, grad_rtol: float) -> None:
-    """``(loss, grads, moments)``; of the moments, those that are not None."""
+    """``(loss, grads, moments)``; of the moments, those that are not None.
+
+    Rows without weight have moments of zero.
+    """
     loss, grads, moments = found
+
+    def per_row(found: Any, expected: np.ndarray, name: str) -> None:
+        everywhere = np.zeros(len(found))
+        everywhere[rows.position] = expected
+        assert_close(found, everywhere, rtol, name)
+
     np.testing.assert_allclose(loss, rows.loss, rtol=grad_rtol)
     error = relative_distance(grads, rows.mean_grad)
     assert error <= grad_rtol, f"mean gradient: relative error {error:.1e} > {grad_rtol:.0e}"
     if moments.sq_norms is not None:
-        assert_close(moments.sq_norms[rows.index], rows.sq_norms, rtol, "sq_norms")
+        per_row(moments.sq_norms, rows.sq_norms, "sq_norms")
     if moments.inner_products is not None:
-        assert_close(
-            moments.inner_products[rows.index], rows.inner_products, rtol, "inner_products"
-        )
+        per_row(moments.inner_products, rows.inner_products, "inner_products")
     if moments.square_sums is not None:
         assert_coordinates(moments.square_sums, rows.square_sums, rtol)
 

@@ -1,5 +1,6 @@
 """`measure.exact` on every model of the zoo, against float64 gradients of single examples."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -26,6 +27,7 @@ SUBSETS = [names for n in range(4) for names in itertools.combinations(ALL, n)]
 
 
 def expected_rows(entry: Entry) -> Rows:
+    """The judge."""
     return row_gradients(
         entry.loss_fn,
         entry.params,
@@ -52,25 +54,32 @@ def moments(entry: Entry, names: tuple[str, ...] = ALL) -> Any:
     return run(measure.per_example_moments, entry, statistics=names)
 
 
+@functools.cache
+def of_zoo(name: str) -> tuple[Entry, Rows]:
+    entry = ENTRIES[name]()
+    return entry, expected_rows(entry)
+
+
 def assert_stats(found: Any, rows: Rows, expected: Stats, rtol: float = 1e-5) -> None:
+    """All fields; a difference of squares may lose κ units of rounding, as `exact` documents."""
     loss, grads, stats = found
     np.testing.assert_allclose(loss, rows.loss, rtol=rtol)
     assert relative_distance(grads, rows.mean_grad) < rtol
-    for name in ("num_examples", "num_groups", "sq_norm", "variance", "inner_product_variance"):
+    for name in ("num_examples", "num_groups", "sq_norm", "inner_product_variance"):
         np.testing.assert_allclose(
             getattr(stats, name), getattr(expected, name), rtol=rtol, err_msg=name
         )
-    assert_coordinates(stats.coordinate_variance, expected.coordinate_variance, rtol)
+    subtracted = jax.tree.map(lambda g: expected.subtracted * np.abs(g) ** 2, rows.mean_grad)
+    atol = 4 * np.finfo(stats.variance.dtype).eps * expected.subtracted * expected.sq_norm
+    np.testing.assert_allclose(stats.variance, expected.variance, rtol=rtol, atol=atol)
+    assert_coordinates(stats.coordinate_variance, expected.coordinate_variance, rtol, subtracted)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_moments(name):
     """Norms, inner products and sums of squares to 1e-5, the mean gradient to 1e-6."""
-    entry = ENTRIES[name]()
-    rows = expected_rows(entry)
+    entry, rows = of_zoo(name)
     loss, grads, found = moments(entry)
-    if len(set(rows.weight)) > 1:  # the sum of squares under weights is not part of the contract
-        found = found._replace(square_sums=None)
     assert_moments((loss, grads, found), rows, entry.rtol, entry.grad_rtol)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(grads) == shapes(entry.params)
@@ -79,21 +88,21 @@ def test_moments(name):
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
-@pytest.mark.parametrize("name", ["cnn", "tied_embedding", "lstm", "l2_regularised_mlp"])
+@pytest.mark.parametrize("name", ["conv_grouped", "tied_embedding", "l2_regularised_mlp"])
 def test_every_subset_of_statistics(name, names):
-    entry = ENTRIES[name]()
+    entry, rows = of_zoo(name)
     found = moments(entry, names)
     measured = found[2]
     for statistic, values in zip(ALL, measured, strict=True):
         assert (values is None) == (statistic not in names)
-    assert_moments(found, expected_rows(entry), entry.rtol, entry.grad_rtol)
+    assert_moments(found, rows, entry.rtol, entry.grad_rtol)
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied_embedding", "cnn", "conv_1d_long", "switch_by_map"])
+@pytest.mark.parametrize("name", ["mlp", "switch_by_map"])
 def test_eager(name):
-    entry = ENTRIES[name]()
+    entry, rows = of_zoo(name)
     found = measure.per_example_moments(entry.loss_fn, statistics=ALL)(entry.params, entry.batch)
-    assert_moments(found, expected_rows(entry), entry.rtol, entry.grad_rtol)
+    assert_moments(found, rows, entry.rtol, entry.grad_rtol)
 
 
 OF_EVERY_KIND = [
@@ -116,15 +125,13 @@ OF_EVERY_KIND = [
 @pytest.mark.parametrize("name", OF_EVERY_KIND)
 def test_stats(name):
     """The `GradientStats` of the method are those of the definitions."""
-    entry = ENTRIES[name]()
-    rows = expected_rows(entry)
+    entry, rows = of_zoo(name)
     found = run(value_grad_and_stats, entry, measure.exact(statistics=ALL))
     assert_stats(found, rows, statistics(rows))
 
 
 def test_stats_in_float64():
-    entry = ENTRIES["in_float64"]()
-    rows = expected_rows(entry)
+    entry, rows = of_zoo("in_float64")
     found = run(value_grad_and_stats, entry, measure.exact(statistics=ALL))
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float64)}
     assert_stats(found, rows, statistics(rows), rtol=1e-12)
@@ -136,6 +143,12 @@ def with_six_rows(entry: Entry, mask: Any = None) -> Entry:
     return entry._replace(batch=jax.tree.map(lambda x: x[index], entry.batch), mask=mask)
 
 
+@functools.cache
+def six_rows_of_zoo(name: str) -> tuple[Entry, Rows]:
+    entry = with_six_rows(ENTRIES[name]())
+    return entry, expected_rows(entry)
+
+
 @pytest.mark.parametrize("group_size", [2, 3])
 @pytest.mark.parametrize(
     "name",
@@ -143,18 +156,16 @@ def with_six_rows(entry: Entry, mask: Any = None) -> Entry:
         "mlp",
         "short_sequence",
         "long_sequence",
-        "cnn",
-        "embedding",
+        "conv_depthwise_multiplier",
         "tied_embedding",
-        "lstm",
+        "rnn",
         "scanned_layers_unrolled_with_policy",
         "l2_regularised_mlp",
         "experts_by_index",
     ],
 )
 def test_groups_of_examples(name, group_size):
-    entry = with_six_rows(ENTRIES[name]())
-    rows = expected_rows(entry)
+    entry, rows = six_rows_of_zoo(name)
     found = run(value_grad_and_stats, entry, measure.exact(statistics=ALL, group_size=group_size))
     assert_stats(found, rows, statistics(rows, group_size))
 
@@ -171,8 +182,7 @@ def test_groups_with_padding():
 @pytest.mark.parametrize("name", ["mlp", "tied_embedding"])
 def test_probes_are_unbiased(name, names):
     """Over all orders of the rows, the statistics of three rows average to those of all five."""
-    entry = ENTRIES[name]()
-    rows = expected_rows(entry)
+    entry, rows = of_zoo(name)
     expected = statistics(rows)
     method = measure.exact(statistics=names, probe_size=3)
     step = jax.jit(value_grad_and_stats(entry.loss_fn, method), compiler_options=FAST_COMPILE)

@@ -93,10 +93,8 @@ def embedding_with_padding_row(draw: Draw) -> Entry:
 @entry
 def embedding_columns(draw: Draw) -> Entry:
     """The words stand on the second axis."""
-    forward = lambda p, ids: jnp.tanh(jnp.take(p, ids, axis=1))
-    return fit(
-        draw, lambda p, ids: jnp.moveaxis(forward(p, ids), 0, -1), draw(3, WORDS), words(draw)
-    )
+    forward = lambda p, ids: jnp.moveaxis(jnp.tanh(jnp.take(p, ids, axis=1)), 0, -1)
+    return fit(draw, forward, draw(3, WORDS), words(draw))
 
 
 @entry

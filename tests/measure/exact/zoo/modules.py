@@ -1,5 +1,8 @@
 """Models of Flax: linen, and nnx by split and merge."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,15 @@ from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
 TOKENS, WIDTH, WORDS = 4, 4, 5
 
 
+def applied(module: nn.Module) -> Callable[..., Any]:
+    """``f(variables, inputs)`` → outputs, without mutable collections."""
+    return lambda variables, x: module.apply(variables, x)
+
+
 def linen(draw: Draw, module: nn.Module, inputs, **options) -> Entry:
     """An entry whose parameters have the shapes of ``module.init``."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), inputs)
-    forward = lambda variables, x: module.apply(variables, x)
-    return fit(draw, forward, draw.like(shapes), inputs, **options)
+    return fit(draw, applied(module), draw.like(shapes), inputs, **options)
 
 
 class LinenBlock(nn.Module):
@@ -46,7 +53,7 @@ def linen_transformer(draw: Draw) -> Entry:
     params = draw.like(jax.eval_shape(module.init, jax.random.key(0), ids))
 
     def loss_fn(params, batch):
-        return cross_entropy(module.apply(params, batch["ids"]), batch["next"])
+        return cross_entropy(applied(module)(params, batch["ids"]), batch["next"])
 
     return Entry(loss_fn, params, {"ids": ids, "next": following})
 

@@ -186,7 +186,8 @@ def linen_dropout(draw: Draw) -> Entry:
     params = jax.tree.map(lambda p: p.astype(np.float64), params)
 
     def loss_fn(params, batch, key):
-        return cross_entropy(module.apply(params, batch["x"], rngs={"dropout": key}), batch["y"])
+        logits: Any = module.apply(params, batch["x"], rngs={"dropout": key})
+        return cross_entropy(logits, batch["y"])
 
     return Entry(
         loss_fn,

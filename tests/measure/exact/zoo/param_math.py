@@ -194,10 +194,10 @@ def toeplitz_weight(draw: Draw) -> Entry:
 def scattered_weight(draw: Draw) -> Entry:
     """A matrix filled by scatter, and one updated in place by another parameter."""
     params = {"upper": draw(6), "base": draw.weight(3, 3), "column": draw(3)}
-    row, column = np.int32(np.triu_indices(3))
+    row, column = np.triu_indices(3)
 
     def forward(p, x):
-        triangle = jnp.zeros((3, 3), x.dtype).at[row, column].set(p["upper"])
+        triangle = jnp.zeros((3, 3), x.dtype).at[np.int32(row), np.int32(column)].set(p["upper"])
         return jnp.tanh(x @ triangle) @ p["base"].at[:, 1].add(p["column"])
 
     return fit(draw, forward, params, draw(ROWS, 3))

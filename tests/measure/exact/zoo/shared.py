@@ -87,7 +87,7 @@ def l2_regularised_scan_over_layers(draw: Draw) -> Entry:
     def loss_fn(params, batch):
         layer = lambda h, p: (jnp.tanh(h @ p["w"] + p["b"]), None)
         h, _ = jax.lax.scan(layer, batch["x"], params["layers"])
-        penalty = jax.tree.reduce(lambda total, w: total + jnp.vdot(w, w), params, 0.0)
+        penalty = sum(jnp.vdot(w, w) for w in jax.tree.leaves(params))
         return cross_entropy(h @ params["out"], batch["y"]) + 0.5 * 0.1 * penalty
 
     return Entry(loss_fn, params, {"x": draw(ROWS, 4), "y": draw.ids(3, ROWS)})

@@ -202,9 +202,8 @@ def rotary_and_gated(draw: Draw) -> Entry:
     }
 
     def rotate(x):
-        angles = jnp.arange(x.shape[1], dtype=x.dtype)[:, None, None] * jnp.array(
-            [1.0, 0.1], x.dtype
-        )
+        frequencies = jnp.array([1.0, 0.1], x.dtype)
+        angles = jnp.arange(x.shape[1], dtype=x.dtype)[:, None, None] * frequencies
         a, b = jnp.split(x, 2, axis=-1)
         sin, cos = jnp.sin(angles), jnp.cos(angles)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
