@@ -113,7 +113,10 @@ def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expressi
 
 def is_isometry(eqn: Any) -> bool:
     """Whether the transpose of `eqn`, in its first operand, keeps norms."""
-    name, operand = eqn.primitive.name, eqn.invars[0].aval if eqn.invars else None
+    name = eqn.primitive.name
+    if not eqn.invars:
+        return False
+    operand = eqn.invars[0].aval
     if name == "convert_element_type":
         kinds = (jnp.floating, jnp.complexfloating)
         return any(
@@ -134,7 +137,7 @@ def isometric_leaf(expression: Expression) -> Leaf | None:
     return expression if isinstance(expression, Leaf) else None
 
 
-def evaluate(expressions: Sequence[Expression], values: Mapping[Expression, Any]) -> list[Any]:
+def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> list[Any]:
     """The values of `expressions`, given those of the leaves and constants."""
     done: dict[tuple[int, ...], list[Any]] = {}
 
@@ -150,7 +153,7 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Expression, Any]
     return [value(x) for x in expressions]
 
 
-def rearrange(expression: Expression, array: Any, values: Mapping[Expression, Any]) -> Any:
+def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
     """`expression`, an isometry of one parameter, of an `array` of any dtype in its place."""
     if isinstance(expression, Leaf):
         return array

@@ -11,7 +11,6 @@ Every rule brings the gradients g_b of a parameter, seen as [N, I, O], in one of
 The cotangents of complex parameters are not conjugated, so that ⟨a, b⟩ is Re Σ a b*.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple, Self
 
@@ -50,13 +49,17 @@ class Factor:
         """[N, I, O]: the gradient of one example, from a factor without the leading axis."""
         raise NotImplementedError
 
+    def turned(self) -> Self:
+        """The same for turns of a scan, stacked on axis 0 before the examples: summed."""
+        raise NotImplementedError
+
     def merged(self, size: int) -> Self:
         """The gradients of groups of `size` examples in a row, summed."""
         raise NotImplementedError
 
     def scaled(self, weight: jax.Array) -> Self:
         """Every g_b times its `weight` [B]."""
-        return dataclasses.replace(self, d=rows_times(weight, self.d))  # type: ignore[call-arg, attr-defined]
+        raise NotImplementedError
 
     def first(self, number: int) -> Self:
         """The first `number` examples."""
@@ -64,9 +67,9 @@ class Factor:
 
     def total(self) -> jax.Array:
         """Σ g_b."""
-        return self.moments(Want(False, False, False), None).total
+        raise NotImplementedError
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         """Sums over examples; by default one example after the other, with one gradient alive."""
         return sum_over_examples(self, want, weight)
 
@@ -79,7 +82,7 @@ class Factor:
         return self.inner(total)
 
 
-def sum_over_examples(factor: Factor, want: Want, weight: jax.Array | None) -> Moments:
+def sum_over_examples(factor: Factor, want: Want, weight: jax.Array) -> Moments:
     """Forms one gradient after the other: the work of Σ g_b, and one buffer of its size."""
     one = jax.eval_shape(lambda f: f.gradient(), jax.tree.map(lambda x: x[0], factor))
     real = jnp.finfo(one.dtype).dtype
@@ -89,7 +92,7 @@ def sum_over_examples(factor: Factor, want: Want, weight: jax.Array | None) -> M
         total, squares = sums
         one, share = xs
         gradient = one.gradient()
-        square = _tree.squared_modulus(gradient) if want.norm or want.coordinate else None
+        square = _tree.squared_modulus(gradient)
         if want.coordinate:
             squares = squares + share * square
         return (total + gradient, squares), jnp.sum(square) if want.norm else None

@@ -79,7 +79,8 @@ def measure_rows(
         per_group(want.norm),
         per_group(want.inner),
         [real_zeros(x) for x in leaves] if want.coordinate else None,
-        inverse_share,
+        # Cotangents come scaled by the share of their group in the mean.
+        weights.weight[:num_measured] * inverse_share**2,
     )
     differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
     (value, aux), (grads, found) = differentiate(leaves, carriers)
@@ -90,9 +91,7 @@ def measure_rows(
     moments = RowMoments(
         found.sq_norms * inverse_share**2 if want.norm else None,
         found.inner_products * inverse_share if want.inner else None,
-        jax.tree.unflatten(structure, [sums.astype(x.dtype) * x for x in found.squares])
-        if want.coordinate
-        else None,
+        jax.tree.unflatten(structure, found.squares) if want.coordinate else None,
         weights,
     )
     value = jnp.where(sums > 0, value, jnp.nan)

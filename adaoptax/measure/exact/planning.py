@@ -9,6 +9,7 @@ equation 3.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ from adaoptax.measure.exact.expressions import (
 )
 from adaoptax.measure.exact.rules.rule import Rule
 
-Value = Expression | None
-DATA: Value = None
+# Stands for every value that differs between examples.
+DATA = Expression(None, frozenset(), frozenset(), False, ())
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 _REMAT = ("remat2", "checkpoint", "remat")
@@ -73,12 +74,14 @@ class ScanPlan:
         returns_data: The same for each stacked result.
         sliced: Which of the scanned-over inputs are parameters with a root in the body.
         roots: The roots of the body.
+        turns: How often the body runs, with the turns of the scans around it.
     """
 
     carries_data: list[bool]
     returns_data: list[bool]
     sliced: list[bool]
     roots: list[Root]
+    turns: int
 
 
 @dataclasses.dataclass
@@ -90,7 +93,8 @@ class Plan:
         scans: By place.
         sites: Sites with a rule, by place.
         expansions: Expanded expressions, by the place where they arise.
-        through: Leaves that flow on, as plain values, to the root in a scan's body.
+        parents: For each slice of a parameter in a scan's body, what it is a slice of. Gradients
+            flow to the latter as to any value, from the root in the body.
         unused: Leaves that no example uses.
     """
 
@@ -98,7 +102,7 @@ class Plan:
     scans: dict[Place, ScanPlan]
     sites: dict[Place, Site]
     expansions: dict[Place, Site]
-    through: set[Leaf]
+    parents: dict[Leaf, Leaf]
     unused: set[Leaf]
 
 
@@ -115,7 +119,7 @@ def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
 
 class _Planner:
     def __init__(self, closed: Any, num_params: int, shared: set[Place]) -> None:
-        self.plan = Plan([], {}, {}, {}, set(), set())
+        self.plan = Plan([], {}, {}, {}, {}, set())
         self.banned, self.shared = shared, set(shared)
         self.uses: dict[Leaf, list[Place]] = {}
         self.sites: dict[Leaf, list[Site]] = {}
@@ -125,21 +129,21 @@ class _Planner:
         inputs = [*leaves, *[DATA] * (len(variables) - num_params)]
         outputs = self.interpret(closed, inputs, (), ())
         for output in outputs:
-            if output is not DATA and output.leaves:
+            if output.leaves:
                 self.expand(output, "returned", (len(closed.jaxpr.eqns),))
         self.plan.roots = self.close(leaves)
 
     def interpret(
-        self, closed: Any, inputs: Sequence[Value], place: Place, scope: Place
-    ) -> list[Value]:
+        self, closed: Any, inputs: Sequence[Expression], place: Place, scope: Place
+    ) -> list[Expression]:
         """Follows parameters through a jaxpr; returns what its outputs are."""
         jaxpr = closed.jaxpr
-        env: dict[Any, Value] = dict(
+        env: dict[Any, Expression] = dict(
             zip(jaxpr.constvars, map(constant, closed.consts), strict=True)
         )
         env.update(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(v: Any) -> Value:
+        def read(v: Any) -> Expression:
             return constant(v.val) if isinstance(v, jex.Literal) else env[v]
 
         for i, eqn in enumerate(jaxpr.eqns):
@@ -149,14 +153,14 @@ class _Planner:
         return [read(v) for v in jaxpr.outvars]
 
     def equation(
-        self, eqn: Any, values: Sequence[Value], here: Place, scope: Place
-    ) -> Sequence[Value]:
+        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
+    ) -> Sequence[Expression]:
         """What the outputs of one equation are."""
-        parameters = [(i, x) for i, x in enumerate(values) if x is not DATA and x.leaves]
+        parameters = [(i, x) for i, x in enumerate(values) if x.leaves]
         if parameters and (inner := called(eqn)) is not None:
             return self.interpret(inner, values, here, scope)
         if DATA not in values:
-            return apply(eqn, [x for x in values if x is not DATA], here)
+            return apply(eqn, values, here)
         if parameters and eqn.primitive.name == "scan":
             return self.scan(eqn, values, here, scope)
         if parameters and (inner := rematerialised(eqn)) is not None:
@@ -197,14 +201,16 @@ class _Planner:
                 for parameter in target.leaves:
                     self.uses[parameter].append(used_at)
 
-    def scan(self, eqn: Any, values: Sequence[Value], here: Place, scope: Place) -> Sequence[Value]:
+    def scan(
+        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
+    ) -> Sequence[Expression]:
         """Follows parameters into the body of a scan."""
         params, body = eqn.params, eqn.params["jaxpr"].jaxpr
         num_consts, num_carry = params["num_consts"], params["num_carry"]
         self.lengths[here] = params["length"]
         end_of_carry = num_consts + num_carry
         sliced = [
-            i >= end_of_carry and x is not DATA and bool(x.leaves) and self.enters(x, scope)
+            i >= end_of_carry and bool(x.leaves) and self.enters(x, scope)
             for i, x in enumerate(values)
         ]
         changes = [x is DATA or bool(x.leaves) for x in values]
@@ -214,27 +220,31 @@ class _Planner:
             if i < num_consts:
                 continue
             if sliced[i]:
-                assert x is not DATA
                 parameter = isometric_leaf(x)
                 assert parameter is not None
-                self.plan.through.add(parameter)
                 self.uses.setdefault(parameter, []).append(here)
                 slices.append(leaf(variable.aval, here, i))
+                self.plan.parents[slices[-1]] = parameter
                 inputs.append(slices[-1])
                 continue
-            if x is not DATA and x.leaves:
+            if x.leaves:
                 self.expand(x, "scan", here)
             inputs.append(DATA if changes[i] else unsettled(variable.aval))
         outputs = self.interpret(params["jaxpr"], inputs, here, here)
         for output in outputs:
-            if output is not DATA and output.leaves:
+            if output.leaves:
                 self.expand(output, "scan", here)
         returns = [
             changes[num_consts + i] if i < num_carry else x is DATA or bool(x.leaves)
             for i, x in enumerate(outputs)
         ]
+        around = [s for s in self.lengths if s == here[: len(s)]]
         self.plan.scans[here] = ScanPlan(
-            returns[:num_carry], returns[num_carry:], sliced[end_of_carry:], self.close(slices)
+            returns[:num_carry],
+            returns[num_carry:],
+            sliced[end_of_carry:],
+            self.close(slices),
+            math.prod(self.lengths[s] for s in around),
         )
         return [
             DATA if data else unsettled(v.aval)
@@ -255,7 +265,7 @@ class _Planner:
         roots: list[Root] = []
         for parameter in leaves:
             uses = self.uses.get(parameter, [])
-            if parameter in self.plan.through:
+            if parameter in self.plan.parents.values():
                 if len(uses) > 1:
                     self.shared.add(parameter.place)
             elif not uses:

@@ -29,14 +29,13 @@ class Carriers(NamedTuple):
         sq_norms: [n], or None.
         inner_products: [n], or None.
         squares: For each parameter of the root an array like it, or None.
-        inverse_share: [n], not a carrier: one over the share of each group in the mean, with
-            which cotangents come scaled.
+        square_weight: [n], not a carrier: the weights of the groups in `squares`.
     """
 
     sq_norms: jax.Array | None
     inner_products: jax.Array | None
-    squares: list[jax.Array] | None
-    inverse_share: jax.Array
+    squares: Any
+    square_weight: jax.Array
 
 
 def open_root(
@@ -77,7 +76,7 @@ def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
     known = constants_of([site.expression for site in root.sites])
     values = dict(zip([*root.leaves, *known], [*parameters, *constants], strict=True))
     arrangement = arrange(root)
-    inputs = (root, setting, factors, values, carriers.inverse_share)
+    inputs = (root, setting, factors, values, carriers.square_weight)
     sums = sums_of_factors(arrangement, *inputs) if arrangement else sums_of_gradients(*inputs)
     like = lambda x, zeros: None if zeros is None else x.astype(zeros.dtype)
     gradients = [
@@ -88,7 +87,7 @@ def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
         like(sums.sq_norms, carriers.sq_norms),
         like(sums.inner_products, carriers.inner_products),
         carriers.squares and jax.tree.map(like, sums.squares, carriers.squares),
-        jnp.zeros_like(carriers.inverse_share),
+        jnp.zeros_like(carriers.square_weight),
     )
     return gradients, [None] * len(constants), statistics
 

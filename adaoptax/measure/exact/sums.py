@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from adaoptax import _tree
 from adaoptax.measure.exact.clusters import Arrangement, Cluster
-from adaoptax.measure.exact.expressions import Expression, evaluate, rearrange
+from adaoptax.measure.exact.expressions import evaluate, rearrange
 from adaoptax.measure.exact.factors import Factor, Want, real_dot
 from adaoptax.measure.exact.planning import Root
 
 # Gradients that have to be formed are formed at once up to this size.
 _AT_ONCE_BYTES = 64 * 2**20
 
-Values = Mapping[Expression, Any]
+Values = Mapping[Any, Any]  # of expressions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +103,11 @@ def sums_of_factors(
         whole = cluster.factor([of_site[site] for site in cluster.sites])
         parts.append(_Part(cluster, whole, setting.measured(whole), values))
     moments = [part.measured.moments(want, weight) for part in parts]
-    penalties = [of_site[site] for site in arrangement.penalties]
+    penalties = [setting.measured(of_site[site]) for site in arrangement.penalties]
+    all_penalties = [of_site[site].total().reshape(()) for site in arrangement.penalties]
     fixed = _penalty_gradients(arrangement, root, values)
 
-    def restored(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    def restored(arrays: Sequence[Any]) -> list[jax.Array]:
         """Sums for each parameter of one array for each cluster."""
         sums = [jnp.zeros(leaf.aval.shape, _wide(leaf)) for leaf in root.leaves]
         for part, array in zip(parts, arrays, strict=True):
@@ -117,7 +118,8 @@ def sums_of_factors(
     def along(directions: Sequence[jax.Array]) -> jax.Array:
         """[n], Re⟨h_j, direction⟩, with one array for each parameter."""
         of_leaf = dict(zip(root.leaves, directions, strict=True))
-        return sum(part.measured.inner(part.seen(of_leaf[part.cluster.leaf])) for part in parts)
+        each = [part.measured.inner(part.seen(of_leaf[part.cluster.leaf])) for part in parts]
+        return sum(each, start=jnp.zeros([]))
 
     add = lambda arrays, others: [a + b for a, b in zip(arrays, others, strict=True)]
     times = lambda number, arrays: [number * a for a in arrays]
@@ -128,11 +130,11 @@ def sums_of_factors(
         if setting.measures_all
         else [part.whole.total() for part in parts]
     )
-    sq_norms = sum((sums.sq_norms for sums in moments), start=0) if want.norm else None
+    sq_norms: Any = sum(sums.sq_norms for sums in moments) if want.norm else None
     squares = restored([sums.squares for sums in moments]) if want.coordinate else None
-    scales = [setting.measured(penalty).d[:, 0] for penalty in penalties]
+    scales = [penalty.inner(jnp.ones((1, 1, 1))) for penalty in penalties]
     for k, (scale, gradient) in enumerate(zip(scales, fixed, strict=True)):
-        totals = add(totals, times(jnp.sum(penalties[k].d), gradient))
+        totals = add(totals, times(all_penalties[k], gradient))
         if want.norm:
             sq_norms = sq_norms + 2 * scale * along(gradient)
             for other, another in zip(scales, fixed, strict=True):
@@ -211,14 +213,14 @@ def sums_of_gradients(
     inner = None
     if want.inner:
         along = lambda one: sum(map(real_dot, gradient(one), totals))
-        inner = jax.lax.map(along, measured, batch_size=_at_once(root, len(weight)))
+        inner = jax.lax.map(along, measured, batch_size=forms_at_once(root, len(weight)))
     return Sums(totals, sq_norms, inner, squares)
 
 
 def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
     """Sums over groups of the first and last result of `fn`; the second one is stacked."""
     number = len(jax.tree.leaves(xs)[0])
-    if _at_once(root, number) == number:
+    if forms_at_once(root, number) == number:
         first, second, last = jax.vmap(fn)(*xs)
         over = lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
         return over(first), second, over(last)
@@ -233,7 +235,8 @@ def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
     return first, second, last
 
 
-def _at_once(root: Root, number: int) -> int:
+def forms_at_once(root: Root, number: int) -> int:
+    """How many of `number` gradients are formed at the same time."""
     size = 4 * number * sum(leaf.size for leaf in root.leaves)
     return number if size <= _AT_ONCE_BYTES else 1
 

@@ -35,7 +35,8 @@ def trace_example(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) 
         value, aux = loss(params, one, tuple(next(rest[key]) for key in is_key))
         return value, aux
 
-    rows = jax.tree.map(jnp.asarray, (batch, keys))
+    as_array = lambda x: x if hasattr(x, "dtype") else jnp.asarray(x)
+    rows = jax.tree.map(as_array, (batch, keys))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     closed, outputs = jax.make_jaxpr(of_one, return_shape=True)(params, *example)
     return Traced(closed, outputs, jax.tree.leaves(rows))

@@ -94,7 +94,7 @@ class _Walker:
             squares = None if self.carriers.squares is None else [x.squares for x in own]
             carriers = self.carriers._replace(squares=squares)
             self.slots |= open_root(root, self.setting, [x.value for x in own], carriers)
-        through = {leaf.place for leaf in self.plan.through}
+        through = {leaf.place for leaf in self.plan.parents.values()}
         places = {i: (*scope, -1 - i) for i in parameters}
         # Gradients reach a parameter by its root alone.
         return {

@@ -18,6 +18,7 @@ from adaoptax.measure.exact.factors import (
     Factor,
     Moments,
     Want,
+    rows_times,
     sum_over_examples,
 )
 from adaoptax.measure.exact.rules.dense import Outer
@@ -51,6 +52,9 @@ class Patches(Factor):
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
         return jax.tree.map(join, self)
 
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(self, d=rows_times(weight, self.d))
+
     def total(self) -> jax.Array:
         rule = self.rule
         zeros = jnp.zeros(rule.parameter.shape, rule.parameter.dtype)
@@ -58,7 +62,7 @@ class Patches(Factor):
         transpose = jax.linear_transpose(lambda w: rule.forward(images.x, w), zeros)
         return rule.canonical(transpose(images.d)[0])
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         if not (want.norm or want.coordinate):
             return Moments(self.total(), None, None)
         return sum_over_examples(self, want, weight)
@@ -133,10 +137,10 @@ class Convolution(Rule):
     def factor(self, x: jax.Array, d: jax.Array) -> Patches:
         return Patches(x[:, None], d[:, None], self)
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         _, into, out, space = self._kernel
         entries = math.prod(space) * into * out
-        positions = math.prod(self.output.shape) // out
+        positions = turns * math.prod(self.output.shape) // out
         along = 2.0 * num_examples * positions * entries if want.inner else 0.0
         if not (want.norm or want.coordinate):
             return cost.Choice("none", along, 0)

@@ -42,7 +42,8 @@ class Outer(Factor):
     @property
     def sizes(self) -> cost.Sizes:
         """Of the product."""
-        return cost.Sizes(*self.x.shape, self.d.shape[-1])
+        b, n, t, i = self.x.shape
+        return cost.Sizes(b, n, t, i, self.d.shape[-1])
 
     def gradient(self) -> jax.Array:
         return _product("nti,nto->nio", self.x, self.d)
@@ -69,13 +70,21 @@ class Outer(Factor):
         """The gradient of the transposed parameter."""
         return Outer(self.d, self.x)
 
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(self, d=rows_times(weight, self.d))
+
     def total(self) -> jax.Array:
-        b, n, t, i, o = self.sizes
-        if n == 1:  # one matrix product, whatever the order of the axes was
-            return _product("ri,ro->io", self.x.reshape(b * t, i), self.d.reshape(b * t, o))[None]
+        if (flat := self._flat()) is not None:
+            return _product("ri,ro->io", *flat)[None]
         return _product("bnti,bnto->nio", self.x, self.d)
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def _flat(self) -> tuple[jax.Array, jax.Array] | None:
+        """``(x, d)`` as [B·T, ...] if N = 1: plain matrices, which no backend has to rearrange."""
+        if self.sizes.n > 1:
+            return None
+        return self.x.reshape(-1, self.sizes.i), self.d.reshape(-1, self.sizes.o)
+
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         formula = cost.choose(self.sizes, want, jax.default_backend()).formula
         if formula == "none":
             return Moments(self.total(), None, None)
@@ -86,39 +95,53 @@ class Outer(Factor):
         )
 
     def inner(self, other: jax.Array) -> jax.Array:
-        along = _product("bnti,nio->bnto", self.x, jnp.conj(other).astype(wide(self.x)))
-        return jnp.real(jnp.sum(along * self.d, (1, 2, 3)))
+        if (flat := self._flat()) is not None:
+            along = _product("ri,io->ro", flat[0], jnp.conj(other[0])) * flat[1]
+        else:
+            along = _product("bnti,nio->bnto", self.x, jnp.conj(other)) * self.d
+        return jnp.real(jnp.sum(along.reshape(self.sizes.b, -1), axis=1))
 
     def inner_with_total(self, total: jax.Array) -> jax.Array:
         b, _, t, i, o = self.sizes
-        if t > 1 or b * (i + o) >= i * o:
+        flat = self._flat()
+        if flat is None or t > 1 or b * (i + o) >= i * o:
             return self.inner(total)
-        inputs = _product("bnti,cnti->bnc", self.x, jnp.conj(self.x))
-        outputs = _product("bnto,cnto->bnc", self.d, jnp.conj(self.d))
-        return jnp.real(jnp.sum(inputs * outputs, (1, 2)))
+        inputs, outputs = (_product("bi,ci->bc", x, jnp.conj(x)) for x in flat)
+        return jnp.real(jnp.sum(inputs * outputs, axis=1))
 
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(wide(a), wide(b)))
 
 
-def _by_factors(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
-    x, d = (_tree.squared_modulus(y[:, :, 0]) for y in (outer.x, outer.d))
-    squares = None
+def _by_factors(outer: Outer, want: Want, weight: jax.Array) -> Moments:
+    sq_norms = squares = None
+    if want.norm:
+        lengths = [jnp.sum(_tree.squared_modulus(y[:, :, 0]), -1) for y in (outer.x, outer.d)]
+        sq_norms = jnp.sum(lengths[0] * lengths[1], -1)
     if want.coordinate:
-        assert weight is not None
-        squares = Outer(x[:, :, None], rows_times(weight, d)[:, :, None]).total()
-    sq_norms = jnp.sum(jnp.sum(x, -1) * jnp.sum(d, -1), -1) if want.norm else None
+        squares = _square_sums(outer, weight)
     return Moments(outer.total(), sq_norms, squares)
 
 
-def _by_gram(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
+def _square_sums(outer: Outer, weight: jax.Array) -> jax.Array:
+    """Σ w_b |x_b|²ᵀ|d_b|² for T = 1."""
+    x, d = _tree.widen(outer.x), _tree.widen(outer.d)
+    # Squares of small cotangents would underflow. And since the inputs' squares now wait for the
+    # cotangents, they are not alive during the whole backward pass.
+    largest = jnp.max(jnp.abs(d))
+    scale = jnp.where(largest > 0, largest, 1)
+    squares = (_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale))
+    return Outer(squares[0], rows_times(weight, squares[1])).total()
+
+
+def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
     inputs = _product("bnti,bnsi->bnts", outer.x, jnp.conj(outer.x))
     outputs = _product("bnto,bnso->bnts", outer.d, jnp.conj(outer.d))
     return Moments(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
 
 
-def _batched(outer: Outer, want: Want, weight: jax.Array | None) -> Moments:
+def _batched(outer: Outer, want: Want, weight: jax.Array) -> Moments:
     gradients = _product("bnti,bnto->bnio", outer.x, outer.d)
     flat = gradients.reshape(gradients.shape[0], -1)
     # Sums over examples as products with vectors: BLAS reads the gradients once for each.
@@ -183,9 +206,11 @@ class Dense(Rule):
             d = d.reshape(b, n, o, t).swapaxes(2, 3)
         return Outer(x, d.reshape(b, n, t, o))
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         n, t, i, o = self._sizes
-        return cost.choose(cost.Sizes(num_examples, n, t, i, o), want, jax.default_backend())
+        return cost.choose(
+            cost.Sizes(num_examples, n, turns * t, i, o), want, jax.default_backend()
+        )
 
 
 def match(eqn: Any, position: int) -> Dense | None:

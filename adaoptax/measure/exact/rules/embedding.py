@@ -48,11 +48,14 @@ class Rows(Factor):
         join = lambda *xs: jnp.concatenate(xs, axis=1)
         return jax.tree.map(join, self, *others)
 
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(self, d=rows_times(weight, self.d))
+
     def total(self) -> jax.Array:
         flat = Rows(self.ids.reshape(-1), self.d.reshape(-1, self.d.shape[-1]), self.num_rows)
         return flat.gradient()
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         if not (want.norm or want.coordinate):
             return Moments(self.total(), None, None)
         d = _tree.widen(self.d)
@@ -61,7 +64,6 @@ class Rows(Factor):
         summed = jnp.einsum("bts,bsr->btr", same, d)
         squares = None
         if want.coordinate:
-            assert weight is not None
             once = _tree.squared_modulus(summed) / jnp.real(jnp.sum(same, -1))[..., None]
             squares = Rows(self.ids, rows_times(weight, once), self.num_rows).total()
         sq_norms = jnp.real(jnp.sum(summed * jnp.conj(d), (1, 2))) if want.norm else None
@@ -95,9 +97,9 @@ class Embedding(Rule):
             d = jnp.where(((ids >= 0) & (ids < num_rows))[..., None], d, 0)
         return Rows(jnp.clip(ids, 0, num_rows - 1), d, num_rows)
 
-    def choice(self, num_examples: int, want: Want) -> cost.Choice:
+    def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         row = math.prod(self.parameter.shape[1:])
-        t = math.prod(self.data.shape)
+        t = turns * math.prod(self.data.shape)
         same = 2.0 * num_examples * t * t * row if want.norm or want.coordinate else 0.0
         return cost.Choice("rows", same, 4 * num_examples * t * (t + row) * bool(same))
 
@@ -143,7 +145,7 @@ class Tied(Factor):
     def total(self) -> jax.Array:
         return self.rows.total() + self.outer.total()
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         rows, outer = self.rows.moments(want, weight), self.outer.moments(want, weight)
         total = rows.total + outer.total
         if not (want.norm or want.coordinate):
@@ -159,8 +161,9 @@ class Tied(Factor):
             assert outer.sq_norms is not None
             sq_norms = rows.sq_norms + outer.sq_norms + 2 * jnp.sum(cross, (1, 2))
         if want.coordinate:
-            assert weight is not None
             twice = Rows(self.rows.ids, rows_times(2 * weight, cross), self.rows.num_rows)
+            assert rows.squares is not None
+            assert outer.squares is not None
             squares = rows.squares + outer.squares + twice.total()
         return Moments(total, sq_norms, squares)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
-from adaoptax.measure.exact.factors import Factor, Moments, Want
+from adaoptax.measure.exact.factors import Factor, Moments, Want, rows_times
 
 
 @jax.tree_util.register_dataclass
@@ -28,18 +28,29 @@ class Full(Factor):
     def gradient(self) -> jax.Array:
         return _tree.widen(self.d)[None, None]
 
+    def turned(self) -> Self:
+        """Never needed: a parameter is expanded outside of scans."""
+        raise NotImplementedError
+
+    def scaled(self, weight: jax.Array) -> Self:
+        return dataclasses.replace(self, d=rows_times(weight, self.d))
+
+    def total(self) -> jax.Array:
+        # A product with ones runs on the matrix unit.
+        d = _tree.widen(self.d)
+        return (jnp.ones(d.shape[0], d.dtype) @ d)[None, None]
+
     def merged(self, size: int) -> Self:
         d = _tree.widen(self.d)
         return dataclasses.replace(self, d=d.reshape(-1, size, d.shape[-1]).sum(1))
 
-    def moments(self, want: Want, weight: jax.Array | None) -> Moments:
+    def moments(self, want: Want, weight: jax.Array) -> Moments:
         d = _tree.widen(self.d)
-        squares = _tree.squared_modulus(d) if want.norm or want.coordinate else None
+        squares = _tree.squared_modulus(d)
         return Moments(
-            # A product with ones runs on the matrix unit, and reads D once with what follows.
-            (jnp.ones(d.shape[0], d.dtype) @ d)[None, None],
+            self.total(),
             jnp.sum(squares, axis=1) if want.norm else None,
-            (weight @ squares)[None, None] if want.coordinate else None,
+            jnp.sum(weight[:, None] * squares, axis=0)[None, None] if want.coordinate else None,
         )
 
     def inner(self, other: jax.Array) -> jax.Array:

@@ -55,8 +55,8 @@ class Rule:
         """The gradients' factors, from the batched data operand and output cotangent."""
         raise NotImplementedError
 
-    def choice(self, num_examples: int, want: Want) -> Choice:
-        """How the statistics will be formed, and what that costs."""
+    def choice(self, num_examples: int, want: Want, turns: int) -> Choice:
+        """How the statistics will be formed, and what that costs, in a scan of so many turns."""
         raise NotImplementedError
 
     def slot(self, num_examples: int) -> tuple[jax.Array, jax.Array]:

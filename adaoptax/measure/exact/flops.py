@@ -1,0 +1,45 @@
+"""Work of a traced loss, counted: products and convolutions, which are nearly all of it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend import core as jex
+
+
+def count_flops(jaxpr: Any) -> float:
+    """Multiplications and additions of one evaluation; the costlier branch of a `cond`."""
+    return sum(_of_equation(eqn) for eqn in jaxpr.eqns)
+
+
+def has_convolution(jaxpr: Any) -> bool:
+    """Whether there is a convolution, at any depth."""
+    return any(
+        eqn.primitive.name == "conv_general_dilated" or any(map(has_convolution, _inside(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _of_equation(eqn: Any) -> float:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        out = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out
+    if name == "cond":
+        return max(map(count_flops, _inside(eqn)))
+    return params.get("length", 1) * sum(map(count_flops, _inside(eqn)))
+
+
+def _inside(eqn: Any) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, jex.Jaxpr):
+                yield item
