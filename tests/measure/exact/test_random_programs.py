@@ -1,4 +1,7 @@
-"""`measure.exact` on random programs: parameters in every order of layers, some of them reused."""
+"""`measure.exact` on random programs: parameters in every order of layers, some of them reused.
+
+All in float64, where no random program is so badly conditioned that rounding looks like an error.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +15,7 @@ from reference import FAST_COMPILE, assert_moments, row_gradients
 
 from adaoptax import measure
 
+ALL = ("norm", "inner", "coordinate")
 B, T, D, WORDS = 5, 3, 4, 6
 
 
@@ -234,8 +238,8 @@ def program(steps: Any, penalty: bool) -> tuple[Callable, list[tuple[int, ...]]]
 
 def numbers(shapes: list[tuple[int, ...]], seed: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: np.asarray(rng.normal(size=shape), np.float32)
-    params = [draw(*shape) * np.float32(0.5 if len(shape) > 1 else 1) for shape in shapes]
+    draw = lambda *shape: np.asarray(rng.normal(size=shape))
+    params = [draw(*shape) * (0.5 if len(shape) > 1 else 1) for shape in shapes]
     batch = {
         "x": draw(B, T, D),
         "y": draw(B, T, D),
@@ -246,13 +250,19 @@ def numbers(shapes: list[tuple[int, ...]], seed: int) -> tuple[Any, Any]:
     return params, batch
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=steps, penalty=st.booleans(), seed=st.integers(0, 99))
-def test_random_programs(steps, penalty, seed):
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=steps,
+    penalty=st.booleans(),
+    statistics=st.sampled_from([ALL, ("norm",), ("norm", "inner"), ("coordinate",)]),
+    seed=st.integers(0, 99),
+)
+def test_random_programs(steps, penalty, statistics, seed):
     loss_fn, shapes = program(steps, penalty)
     assume(shapes)
     params, batch = numbers(shapes, seed)
     rows = row_gradients(loss_fn, params, batch)
-    step = measure.per_example_moments(loss_fn, statistics=("norm", "inner", "coordinate"))
-    found = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
-    assert_moments(found, rows, rtol=1e-5, grad_rtol=1e-6)
+    with jax.enable_x64(True):
+        step = measure.per_example_moments(loss_fn, statistics=statistics)
+        found = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
+    assert_moments(found, rows, rtol=1e-10, grad_rtol=1e-11)

@@ -14,6 +14,7 @@ from zoo import (  # noqa: F401
     options,
     param_math,
     recurrent,
+    scans,
     shared,
     transformers,
 )

@@ -262,3 +262,52 @@ def conv_by_patches(draw: Draw) -> Entry:
         return jnp.tanh(patches @ p["w"] + p["b"])
 
     return fit(draw, forward, {"w": draw.weight(8, 3), "b": draw(3)}, draw(ROWS, 4, 4, 2))
+
+
+@entry
+def conv_input_gradient_penalty(draw: Draw) -> Entry:
+    """A critic with a penalty on its input gradient: the kernel also acts transposed."""
+    params = {"kernel": draw.weight(3, 3, 2, 3), "out": draw(3)}
+
+    def loss_fn(params, batch):
+        def score(image):
+            h = jnp.tanh(conv(image[None], params["kernel"], (2, 1)))
+            return jnp.mean(h, axis=(0, 1, 2)) @ params["out"]
+
+        values, slopes = jax.vmap(jax.value_and_grad(score))(batch)
+        return jnp.mean(values + jnp.sum(slopes**2, axis=(1, 2, 3)))
+
+    return Entry(loss_fn, params, draw(ROWS, 4, 3, 2))
+
+
+@entry
+def conv_of_a_learned_image(draw: Draw) -> Entry:
+    """The parameter is the image, the kernels are data."""
+
+    def one(p, kernel):
+        return jnp.tanh(conv(p[None], kernel)[0])
+
+    forward = lambda p, x: jax.lax.map(lambda kernel: one(p, kernel), x)
+    return fit(draw, forward, draw(4, 3, 2), draw(ROWS, 2, 2, 2, 2))
+
+
+@entry
+def conv_by_fourier_transform(draw: Draw) -> Entry:
+    """A filter as long as the signal, multiplied in the frequency domain."""
+
+    def forward(p, x):
+        spectrum = jnp.fft.rfft(x, n=12, axis=1) * jnp.fft.rfft(p["filter"], n=12, axis=0)
+        return jnp.tanh(jnp.fft.irfft(spectrum, n=12, axis=1)[:, :6]) + x * p["skip"]
+
+    return fit(draw, forward, {"filter": draw(6, 2), "skip": draw(2)}, draw(ROWS, 6, 2))
+
+
+@entry
+def conv_same_kernel_grouped_and_not(draw: Draw) -> Entry:
+    """One kernel in two convolutions that see its axes differently."""
+
+    def forward(p, x):
+        depthwise = conv(x, p.reshape(3, 3, 1, 4), feature_group_count=2)
+        return jnp.tanh(depthwise[..., 1:3]) + jnp.tanh(conv(x, p))
+
+    return fit(draw, forward, draw(3, 3, 2, 2) / 4, draw(ROWS, 3, 4, 2))

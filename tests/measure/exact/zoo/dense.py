@@ -249,3 +249,39 @@ def products_in_low_precision_on_request(draw: Draw) -> Entry:
         return jax.lax.dot_general(h, p["out"], dims, preferred_element_type=h.dtype)
 
     return fit(draw, forward, {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, draw(ROWS, 4))
+
+
+@entry
+def wide_layer(draw: Draw) -> Entry:
+    """Gram matrices over the batch are smaller than the weight."""
+    params = {"in": draw.weight(20, 18), "out": draw.weight(18, 24)}
+    forward = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+    return fit(draw, forward, params, draw(ROWS, 20))
+
+
+@entry
+def graph_network(draw: Draw) -> Entry:
+    """Messages along the edges of each example's own graph, summed at the nodes."""
+    params = {"message": draw.weight(6, 4), "update": draw.weight(7, 3)}
+
+    def one(p, x, edges):
+        for _ in range(2):
+            pairs = jnp.concatenate([x[edges[0]], x[edges[1]]], axis=-1)
+            messages = jnp.tanh(pairs @ p["message"])
+            received = jax.ops.segment_sum(messages, edges[1], num_segments=len(x))
+            x = jnp.tanh(jnp.concatenate([x, received], axis=-1) @ p["update"])
+        return x
+
+    forward = lambda p, x: jax.vmap(one, in_axes=(None, 0, 0))(p, x["nodes"], x["edges"])
+    return fit(draw, forward, params, {"nodes": draw(ROWS, 4, 3), "edges": draw.ids(4, ROWS, 2, 6)})
+
+
+@entry
+def sum_over_rows_divided_by_their_number(draw: Draw) -> Entry:
+    """The mean by hand, from the shape of the batch."""
+
+    def loss_fn(params, batch):
+        error = jnp.tanh(batch["x"] @ params) - batch["y"]
+        return jnp.sum(error**2) / batch["x"].shape[0]
+
+    return Entry(loss_fn, draw.weight(4, 3), {"x": draw(ROWS, 4), "y": draw(ROWS, 3)})

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
 
@@ -250,3 +251,41 @@ def expert_of_the_example(draw: Draw) -> Entry:
     one = lambda p, x: jnp.tanh(x["x"] @ p[x["expert"]])
     inputs = {"x": draw(ROWS, 4, 3), "expert": draw.ids(3, ROWS)}
     return fit(draw, jax.vmap(one, in_axes=(None, 0)), draw(3, 3, 2), inputs)
+
+
+@entry
+def layer_named_by_an_argument(draw: Draw) -> Entry:
+    """The same layer for all examples, its number an extra argument; the stack is read twice."""
+    params = {"w": draw(3, 4, 4) / 2, "b": draw(3, 4)}
+
+    def loss_fn(params, batch, layer):
+        h = jnp.tanh(batch["x"] @ params["w"][layer] + params["b"][layer])
+        return jnp.mean((h @ params["w"][0] - batch["y"]) ** 2)
+
+    batch = {"x": draw(ROWS, 4), "y": draw(ROWS, 4)}
+    return Entry(loss_fn, params, batch, args=(np.int32(1),))
+
+
+@entry
+def rows_of_a_table_named_by_an_argument(draw: Draw) -> Entry:
+    """A gather by indices that all examples share: a part of the table, some rows twice."""
+
+    def loss_fn(params, batch, chosen):
+        h = jnp.tanh(batch["x"] @ params["table"][chosen].T)
+        return jnp.mean((h + params["b"][chosen] - batch["y"]) ** 2)
+
+    params = {"table": draw(WORDS, 3), "b": draw(WORDS)}
+    args = (np.array([3, 1, 1, 4], np.int32),)
+    return Entry(loss_fn, params, {"x": draw(ROWS, 3), "y": draw(ROWS, 4)}, args=args)
+
+
+@entry
+def halves_of_a_table(draw: Draw) -> Entry:
+    """Two embeddings and a product read parts of one parameter, two of which overlap."""
+    table = draw(7, 4)
+
+    def forward(p, ids):
+        words, others = p[:4], p[2:]
+        return jnp.tanh(words[ids] + others[ids])[..., 1:] @ p[3:6, :3]
+
+    return fit(draw, forward, table, draw.ids(4, ROWS, TOKENS))

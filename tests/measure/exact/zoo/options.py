@@ -203,12 +203,12 @@ def linen_dropout(draw: Draw) -> Entry:
 
 @entry
 def keys_in_the_batch(draw: Draw) -> Entry:
-    """One raw key a row, among the data."""
+    """One typed key a row, among the data."""
 
     def forward(p, x):
         return jax.vmap(dropout)(x["key"], jnp.tanh(x["x"] @ p["in"])) @ p["out"]
 
-    inputs = {"x": draw(ROWS, 4), "key": jax.random.split(jax.random.PRNGKey(0), ROWS)}
+    inputs = {"x": draw(ROWS, 4), "key": jax.random.split(jax.random.key(0), ROWS)}
     return fit(draw, forward, {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, inputs)
 
 
@@ -259,3 +259,78 @@ def integers_and_flags_in_the_batch(draw: Draw) -> Entry:
         "unread": draw(ROWS, 2),
     }
     return Entry(loss_fn, params, batch)
+
+
+@entry
+def complex_convolution_and_embedding(draw: Draw) -> Entry:
+    """Complex tables, read and scored with; complex kernels; a scan over complex layers."""
+    draw_complex = lambda *shape: (draw(*shape) + 1j * draw(*shape)).astype(np.complex64) / 2
+    params = {
+        "table": draw_complex(5, 2),
+        "kernel": draw_complex(2, 2, 2),
+        "w": draw_complex(2, 2, 2),
+    }
+
+    def loss_fn(params, batch):
+        h = params["table"][batch["ids"]]
+        h = jax.lax.conv_general_dilated(
+            h, params["kernel"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        h, _ = jax.lax.scan(lambda h, w: (h @ w / (1 + jnp.abs(h)), None), h, params["w"])
+        return jnp.mean(jnp.abs(h @ params["table"].T - batch["y"]) ** 2)
+
+    return Entry(loss_fn, params, {"ids": draw.ids(5, ROWS, 4), "y": draw(ROWS, 4, 5)})
+
+
+@entry
+def bfloat16_tied_embedding(draw: Draw) -> Entry:
+    """Products of bfloat16 that sum in float32, with the table on both sides.
+
+    The reference rounds the table's gradient three times: embedding, product and their sum.
+    """
+    params = {"table": draw(5, 4), "w": draw.weight(4, 4)}
+
+    def loss_fn(params, batch):
+        wide = params["w"].dtype
+        p = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        h = jnp.einsum("btd,dk->btk", p["table"][batch["ids"]], p["w"], preferred_element_type=wide)
+        h = jnp.tanh(h).astype(jnp.bfloat16)
+        logits = jnp.einsum("btd,vd->btv", h, p["table"], preferred_element_type=wide)
+        return cross_entropy(logits, batch["next"])
+
+    batch = {"ids": draw.ids(5, 4, 4), "next": draw.ids(5, 4, 4)}
+    return Entry(loss_fn, params, batch, rtol=3 * 2**-8, grad_rtol=2**-8)
+
+
+@entry
+def bfloat16_convolution_and_scan(draw: Draw) -> Entry:
+    params = {"kernel": draw.weight(3, 4, 4), "layers": draw(2, 4, 4) / 2}
+
+    def loss_fn(params, batch):
+        p, x = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, batch["x"]))
+        layout = ("NWC", "WIO", "NWC")
+        h = jax.lax.conv_general_dilated(x, p["kernel"], (1,), "SAME", dimension_numbers=layout)
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), jnp.tanh(h), p["layers"])
+        return jnp.mean((h.astype(batch["y"].dtype) - batch["y"]) ** 2)
+
+    batch = {"x": draw(4, 4, 4), "y": draw(4, 4, 4)}
+    return Entry(loss_fn, params, batch, rtol=2**-8, grad_rtol=2**-8)
+
+
+@entry
+def python_numbers(draw: Draw) -> Entry:
+    """Parameters that are floats of Python."""
+    forward = lambda p, x: p["slope"] * x + jnp.sin(p["shift"])
+    return fit(draw, forward, {"slope": 1.5, "shift": -0.25}, draw(ROWS))
+
+
+@entry
+def aux_of_parameters(draw: Draw) -> Entry:
+    """What the loss reports does not depend on the data, or is not an array at all."""
+    params, batch = small(draw)
+
+    def loss_fn(params, batch):
+        norms = jax.tree.map(jnp.linalg.norm, params)
+        return small_loss(params, batch), {"norms": norms, "b": params["b"], "none": None}
+
+    return Entry(loss_fn, params, batch, has_aux=True)

@@ -243,3 +243,38 @@ def mean_over_real_tokens(draw: Draw) -> Entry:
         return jnp.mean(jnp.sum(losses * real, axis=1) / jnp.sum(real, axis=1))
 
     return Entry(loss_fn, params, {**text(draw), "length": 1 + draw.ids(TOKENS, ROWS)})
+
+
+@entry
+def mask_token(draw: Draw) -> Entry:
+    """Some positions are replaced by one learned vector, others receive cached parameters."""
+    params = {"token": draw(WIDTH), "cache": draw(2, WIDTH), "w": draw.weight(WIDTH, WIDTH)}
+
+    def forward(p, x):
+        h = jnp.where(x["hidden"][..., None], p["token"], x["x"])
+        h = h.at[:, 1:3].set(p["cache"])
+        return jnp.tanh(h @ p["w"])
+
+    inputs = {"x": draw(ROWS, TOKENS, WIDTH), "hidden": draw.ids(2, ROWS, TOKENS) > 0}
+    return fit(draw, forward, params, inputs)
+
+
+@entry
+def attention_by_jax(draw: Draw) -> Entry:
+    """`jax.nn.dot_product_attention`, with grouped queries and a length for every example."""
+    params = {"q": draw(WIDTH, 2, 4) / 2, "kv": draw(2, WIDTH, 1, 4) / 2}
+
+    def forward(p, x):
+        q = jnp.einsum("btd,dhk->bthk", x["x"], p["q"])
+        k, v = jnp.einsum("btd,cdhk->cbthk", x["x"], p["kv"])
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=True,
+            query_seq_lengths=x["length"],
+            key_value_seq_lengths=x["length"],
+        )
+
+    inputs = {"x": draw(ROWS, TOKENS, WIDTH), "length": 1 + draw.ids(TOKENS, ROWS)}
+    return fit(draw, forward, params, inputs)
