@@ -43,13 +43,21 @@ from adaoptax.schedules import (
     ScaleByScheduleOverExamplesState,
     scale_by_schedule_over_examples,
 )
-from adaoptax.stats import GradientStats, merge_stats, noise_scale, orthogonal_variance, signal
+from adaoptax.stats import (
+    GradientStats,
+    measured,
+    merge_stats,
+    noise_scale,
+    orthogonal_variance,
+    signal,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     # Statistics
     "GradientStats",
+    "measured",
     "merge_stats",
     "noise_scale",
     "orthogonal_variance",

@@ -26,7 +26,9 @@ class GradientStats(NamedTuple):
     Attributes:
         num_examples: :math:`B`, the examples that the gradient averages. Padding never counts;
             with fractional weights it is the effective number :math:`(\sum w)^2 / \sum w^2`.
-        num_groups: :math:`n`; the estimate has :math:`n - 1` degrees of freedom.
+        num_groups: :math:`n`; the estimate has :math:`n - 1` degrees of freedom. Zero says that
+            noise was **not measured** at this step (`measure.every`): all that decides holds its
+            state, and counts nothing.
         sq_norm: :math:`\lVert g \rVert^2`, the squared norm of the mean gradient.
         variance: :math:`S^2 = \frac{m}{n-1} \sum_k \lVert h_k - g \rVert^2`, the unbiased trace of
             the **per-example** gradient covariance, whatever :math:`m` was. NaN if fewer than two
@@ -136,6 +138,25 @@ def orthogonal_variance(stats: GradientStats) -> jax.Array:
     return jnp.maximum(stats.variance - along, 0)
 
 
+def measured(stats: GradientStats) -> jax.Array:
+    """Whether noise was to be measured at this step, as `measure.every` chooses steps.
+
+    Args:
+        stats: Statistics of one step.
+
+    Returns:
+        A bool scalar: False for no groups of some examples. What was measured may still be
+        undefined: one group, NaN, a batch of padding only.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp
+        >>> grads, stats = adaoptax.stats_from_groups(jnp.eye(4), group_size=8)
+        >>> bool(adaoptax.measured(stats)), bool(adaoptax.measured(stats._replace(num_groups=0)))
+        (True, False)
+    """
+    return (stats.num_groups > 0) | ~(stats.num_examples > 0)
+
+
 def merge_stats(
     grads_a: ArrayTree, stats_a: GradientStats, grads_b: ArrayTree, stats_b: GradientStats
 ) -> tuple[ArrayTree, GradientStats]:
@@ -148,8 +169,9 @@ def merge_stats(
         S^2 = M / (n_a + n_b - 1)
 
     Equal to the pooled computation on all groups of both, in any order of merging. Parts of one
-    group are welcome: their undefined variance counts as no scatter. For masks of 0 and 1 only:
-    effective numbers of examples under fractional weights do not add up.
+    group are welcome: their undefined variance counts as no scatter; beside a measured part, one
+    that was not `measured` is one group. For masks of 0 and 1 only: effective numbers of examples
+    under fractional weights do not add up.
 
     Args:
         grads_a: Mean gradient of the first batch.
@@ -176,7 +198,7 @@ def merge_stats(
         Variances, 1979.
     """
     size = stats_a.num_examples + stats_b.num_examples
-    groups = stats_a.num_groups + stats_b.num_groups
+    groups = _groups_beside(stats_a, stats_b) + _groups_beside(stats_b, stats_a)
     share_b = jnp.where(size > 0, stats_b.num_examples / jnp.where(size > 0, size, 1), 0)
     between = stats_a.num_examples * share_b
     differences = jax.tree.map(lambda a, b: _tree.widen(b) - _tree.widen(a), grads_a, grads_b)
@@ -200,6 +222,11 @@ def merge_stats(
         coordinate_variance=coordinates,
     )
     return jax.tree.map(lambda m, a: m.astype(jnp.result_type(a)), merged, grads_a), stats
+
+
+def _groups_beside(stats: GradientStats, other: GradientStats) -> jax.Array:
+    """The groups of one part; one for a gradient without noise that meets a measured one."""
+    return jnp.where(~measured(stats) & (other.num_groups > 0), 1, stats.num_groups)
 
 
 def _scatter(variance: jax.Array, stats: GradientStats) -> jax.Array:

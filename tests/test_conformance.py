@@ -161,6 +161,14 @@ def some_stats(dtype: Any = jnp.float32, like: Any = None, seed: int = 0) -> Gra
     )
 
 
+def not_measured(seed: int = 0) -> GradientStats:
+    """As `measure.every` gives them at a step between."""
+    stats = some_stats(seed=seed)
+    kept = {"num_examples": stats.num_examples, "sq_norm": stats.sq_norm}
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), stats)
+    return nothing._replace(num_groups=jnp.zeros_like(stats.num_groups), **kept)
+
+
 def kinds(tree: Any) -> list[str]:
     """Shape, dtype, weak type and sharding of each leaf, and where it stands."""
     return [
@@ -205,6 +213,51 @@ def test_dropped_stats_are_a_type_error(name):
         tx.update(some_grads(), tx.init(params), params)
     positional = inspect.signature(tx.update).parameters.get("stats")
     assert positional is None or positional.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+# What a step without statistics must leave as it was: all of a test, what AdaScale knows.
+HELD: dict[type, tuple[str, ...]] = {
+    adaoptax.BatchTestState: adaoptax.BatchTestState._fields,
+    adaoptax.ScaleByAdaScaleState: (
+        "gain_averages",
+        "gain_samples",
+        "gain_undefined",
+        "steps_undefined",
+        "steps_skipped",
+    ),
+    adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+}
+
+
+def held(state: Any) -> list[Any]:
+    """The fields of `HELD` wherever they stand in `state`."""
+    found: list[Any] = []
+
+    def visit(node: Any) -> bool:
+        found.extend(getattr(node, field) for field in HELD.get(type(node), ()))
+        return False
+
+    jax.tree.leaves(state, is_leaf=visit)
+    return found
+
+
+@with_stats
+def test_a_step_that_was_not_measured_holds_what_decides(name):
+    (init, update), params = compiled(name), some_params()
+    state = init(params)
+    for seed in range(4):  # the last is one at which a test with interval=3 runs
+        _, state = update(some_grads(seed=seed), state, params, stats=some_stats(seed=seed))
+    before = held(state)
+    assert before or "schedule" in name
+    for seed in range(3):
+        grads, stats = some_grads(seed=seed), not_measured(seed)
+        updates, after = update(grads, state, params, stats=stats)
+        assert_same(held(after), before)
+        assert kinds(after) == kinds(state)
+        for leaf in jax.tree.leaves((updates, after)):
+            assert np.isfinite(leaf).all()
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(updates))  # the step is taken
+        state = after
 
 
 @pytest.mark.parametrize("name", [n for n, e in TRANSFORMATIONS.items() if not e.needs_stats])

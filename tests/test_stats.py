@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from adaoptax import (
     GradientStats,
+    measured,
     merge_stats,
     noise_scale,
     orthogonal_variance,
@@ -221,6 +222,38 @@ def test_two_batches_of_padding_only_stay_undefined():
     np.testing.assert_array_equal(grads, [0, 0])
     assert float(stats.num_examples) == float(stats.num_groups) == float(stats.sq_norm) == 0
     assert math.isnan(float(stats.variance))
+
+
+@pytest.mark.parametrize("examples", [0.0, 8.0])
+@pytest.mark.parametrize("groups", [0.0, 1.0, 4.0])
+def test_measured_says_whether_noise_was_asked_for(examples, groups):
+    """No groups of some examples: not asked. One group, or no examples: asked and undefined."""
+    assert bool(measured(make_stats(examples, groups))) == (groups > 0 or examples == 0)
+
+
+def not_measured(h, size):
+    """A gradient of `size` examples whose noise was not measured."""
+    grads, stats = part(h[None], [size])
+    return grads, stats._replace(num_groups=jnp.float32(0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gradient_without_noise_is_one_group_beside_measured_ones(first):
+    h = np.random.default_rng(4).normal(1, 2, (4, 3)).astype(np.float32)
+    some, alone = part(h[:3], [2, 1, 5]), not_measured(h[3], 4)
+    merged = merge(alone, some) if first else merge(some, alone)
+    assert_pooled(merged, h, [2, 1, 5, 4])
+
+
+def test_gradients_without_noise_stay_without():
+    h = np.random.default_rng(5).normal(1, 2, (2, 3)).astype(np.float32)
+    grads, stats = merge(not_measured(h[0], 2), not_measured(h[1], 6))
+    np.testing.assert_allclose(grads, (h[0] + 3 * h[1]) / 4, rtol=1e-6)
+    assert not measured(stats)
+    assert (float(stats.num_examples), float(stats.num_groups)) == (8, 0)
+    assert math.isnan(float(stats.variance))
+    for derived in (signal, noise_scale):
+        assert math.isnan(float(derived(stats)))
 
 
 def test_merged_coordinate_variance_needs_both():

@@ -14,13 +14,13 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages, debiased, init_averages, update_averages
-from adaoptax.stats import GradientStats, check_stats, ratio, signal
+from adaoptax.stats import GradientStats, check_stats, measured, ratio, signal
 
 SIGNALS = ("debiased", "plug-in")
 
 
 class BatchTestState(NamedTuple):
-    """State of a batch test.
+    """State of a batch test. A step that was not `measured` leaves all of it as it was.
 
     Attributes:
         required_batch_size: Real number of examples that the test asks for, not rounded and not
@@ -30,7 +30,7 @@ class BatchTestState(NamedTuple):
         noise_dominated: Whether the signal was not positive at the last test.
         undefined: Whether the last test had nothing to decide by (one group, NaN or inf, no
             gradient and no noise at all): the requirement was kept.
-        steps_seen: Updates so far; the test runs at every `interval`-th of them.
+        steps_seen: Updates with statistics so far; the test runs at every `interval`-th of them.
         tests_run: Tests that could decide.
         tests_failed: How many of them asked for more examples than the batch had.
         tests_noise_dominated: How many of them found no signal.
@@ -125,8 +125,8 @@ def batch_test(
             state_after = run()
         else:
             state_after = jax.lax.cond(state.steps_seen % interval == 0, run, lambda: state)
-        steps_seen = optax.safe_increment(state.steps_seen)
-        return updates, state_after._replace(steps_seen=steps_seen)
+        state_after = state_after._replace(steps_seen=optax.safe_increment(state.steps_seen))
+        return updates, _tree.select(measured(stats), state_after, state)
 
     update_fn.__qualname__ = f"{formula.name}.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -142,16 +142,16 @@ def run_test(
 ) -> BatchTestState:
     """The state after one test."""
     terms = formula.terms(grads, stats)
-    measured = (stats.num_groups > 1) & jnp.isfinite(stats.sq_norm) & all_finite(terms)
+    evident = (stats.num_groups > 1) & jnp.isfinite(stats.sq_norm) & all_finite(terms)
     averages = state.test_averages
     if averages is not None:
-        averages = _tree.select(measured, update_averages(averages, terms, 1 - decay), averages)
+        averages = _tree.select(evident, update_averages(averages, terms, 1 - decay), averages)
         terms = debiased(averages)
 
     required = formula.required(terms)
     if dataset_size is not None:
         required = finite_population(required, dataset_size)
-    defined = measured & ~jnp.isnan(required)
+    defined = evident & ~jnp.isnan(required)
     noise_dominated = defined & (formula.signal_of(terms) <= 0)
     passed = defined & (required <= stats.num_examples)
 

@@ -44,6 +44,8 @@ class GrowthPolicy:
                                                min_batch_size
     r = NaN (undefined: no evidence)           b; the rows of updates go on as if it had not
                                                happened; counted in `num_undefined`
+    None (not measured at this step)           b; as if there had been no update, but for the
+                                               examples, which count for the cooldown
     fewer than `cooldown` examples since the   b; the rows of updates go on
     last change of size
     =========================================  ================================================
@@ -64,7 +66,7 @@ class GrowthPolicy:
             between 0 and 1, so that noise does not move the size to and fro.
 
     Attributes:
-        num_updates: Number of updates.
+        num_updates: Number of updates with a requirement.
         num_cap_hits: Updates that required more than `max_batch_size` (inf included): the cap
             bound, and the noise is larger than asked for.
         num_undefined: Updates with a requirement of NaN.
@@ -139,7 +141,9 @@ class GrowthPolicy:
 
         Args:
             required_batch_size: Examples that the step required: one real number (Python, NumPy
-                or a JAX scalar), not rounded; inf for "more than any", NaN for "undefined".
+                or a JAX scalar), not rounded; inf for "more than any", NaN for "undefined". None
+                at a step that was not measured (`measure.every`): a requirement that a test holds
+                from an earlier step is no new evidence.
             num_examples: Examples that the step used, by default the size in force; they count
                 for `cooldown` only.
 
@@ -156,18 +160,20 @@ class GrowthPolicy:
             >>> policy.update(30.0), policy.update(30.0)
             (16, 30)
         """
-        required = real_number("required_batch_size", required_batch_size)
         if num_examples is None:
             num_examples = self._batch_size
         num_examples = whole_number("num_examples", num_examples, 0, "it is what the step used.")
+        if required_batch_size is None:
+            self._count_examples(num_examples)
+            return self._batch_size
+        required = real_number("required_batch_size", required_batch_size)
         if required < 0:
             raise ValueError(
                 f"Expected required_batch_size >= 0, got required_batch_size={required}: this "
                 "usually means a division by a negative estimate of the signal; pass inf there."
             )
         self.num_updates += 1
-        if self._since_change is not None:
-            self._since_change += num_examples
+        self._count_examples(num_examples)
         if math.isnan(required):
             self.num_undefined += 1
             return self._batch_size
@@ -177,6 +183,10 @@ class GrowthPolicy:
         if self._since_change is None or self._since_change >= self._cooldown:
             self._change_to(self._next_size(required))
         return self._batch_size
+
+    def _count_examples(self, num_examples: int) -> None:
+        if self._since_change is not None:
+            self._since_change += num_examples
 
     def _count_in_a_row(self, required: float) -> None:
         above = required > self._batch_size

@@ -1,26 +1,29 @@
 """Ways of measuring: loss → (loss, gradient, `GradientStats`), one file a way."""
 
 from adaoptax.measure.devices import devices
-from adaoptax.measure.exact import (
-    Explanation,
-    PerExampleMoments,
-    exact,
-    explain,
-    per_example_moments,
-)
+from adaoptax.measure.directional import directional, leave_one_out
+from adaoptax.measure.every import every
+from adaoptax.measure.exact import exact, explain, per_example_moments
 from adaoptax.measure.fsdp import fsdp, gather
 from adaoptax.measure.groups import groups
+from adaoptax.measure.inner_products import inner_products
+from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
 
 __all__ = [
-    "Explanation",
-    "PerExampleMoments",
+    "MicroSteps",
+    "MicroStepsState",
     "devices",
+    "directional",
+    "every",
     "exact",
     "explain",
     "fsdp",
     "gather",
     "groups",
+    "inner_products",
+    "leave_one_out",
+    "micro_steps",
     "per_example",
     "per_example_moments",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
+from adaoptax.measure.gradient_only import GradientOnly
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import check_statistics
@@ -142,9 +143,7 @@ class Devices:
             rows = count_rows(batch)
             check_bound(self.axis_name)
             _check_replicated(params, self.axis_name)
-            if loss.key_argnums:
-                index = jax.lax.axis_index(self.axis_name)
-                args = loss.map_keys(lambda key: jax.random.fold_in(key, index), args)
+            args = keys_of_device(loss, args, self.axis_name)
             inner = (self.inner or _OneGroup(("norm",)))(loss)
             (value, aux), grads, stats = inner(vary(params, self.axis_name), batch, args, mask)
             coordinate = "coordinate" in self.statistics
@@ -180,6 +179,10 @@ class Devices:
             return (value, aux), pooled, stats
 
         return measure
+
+    def gradient_only(self) -> Method:
+        """What remains of it where noise is not measured."""
+        return dataclasses.replace(self, inner=GradientOnly(), statistics=("norm",), centred=False)
 
 
 def devices(
@@ -243,6 +246,14 @@ def devices(
     if inner is not None:
         check_method("inner", inner)
     return Devices(axis_name, inner, tuple(statistics), centred)
+
+
+def keys_of_device(loss: Loss, args: tuple, axis_name: AxisName) -> tuple:
+    """`args` with random keys that differ between the devices of the axis."""
+    if not loss.key_argnums:
+        return args
+    index = jax.lax.axis_index(axis_name)
+    return loss.map_keys(lambda key: jax.random.fold_in(key, index), args)
 
 
 def _check_replicated(params: ArrayTree, axis_name: AxisName) -> None:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
-from adaoptax.measure.loss import Loss, Measured
+from adaoptax.measure.loss import Loss, Measured, Method
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import (
     AxisName,
@@ -199,6 +199,10 @@ class _Fsdp:
             return (value, join_aux(aux, grows, (averages, counts, of_rows))), grads, stats
 
         return measure
+
+    def gradient_only(self) -> Method:
+        """Itself: norms cost nothing beside the collectives of the gradient."""
+        return self
 
 
 def fsdp(axis_name: AxisName, specs: ArrayTree) -> _Fsdp:

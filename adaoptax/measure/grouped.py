@@ -18,6 +18,7 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import combine_aux, weighted_mean
+from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.rows import (
     check_mask,
@@ -75,6 +76,7 @@ def measure_groups(
 
     grad = group_gradient(loss, may_hold_padding=mask is not None and rows > 1)
 
+    @channels_last
     def differentiate(i: Any) -> tuple[tuple[jax.Array, Any], ArrayTree]:
         """(loss, aux) and gradients of the groups of chunk i, stacked."""
         at_i = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
@@ -113,7 +115,8 @@ def measure_groups(
             products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
-    stats = m.to_stats(moments, weights, products)
+    scatter = None if products is None else m.inner_scatter(products, weights.weight)
+    stats = m.to_stats(moments, weights.totals(), scatter)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:
@@ -132,13 +135,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return loss(params, rows, args)
 
     def row_by_row(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        args_of_rows = loss.split_keys(args, weight.shape[0])
-        row = lambda x, row_args: loss(params, jax.tree.map(lambda x: x[None], x), row_args)
-        values, aux = jax.vmap(row, in_axes=(0, loss.key_axes(args)))(rows, args_of_rows)
-        if loss.has_aux:
-            as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
-            aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
-        return weighted_mean(values, weight), aux
+        return weighted_loss(loss, params, rows, weight, args)
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
     if not may_hold_padding:
@@ -158,6 +155,17 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return jax.lax.switch(kind, [nothing, branch(row_by_row), branch(whole)])
 
     return either
+
+
+def weighted_loss(
+    loss: Loss, params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple
+) -> tuple[jax.Array, Any]:
+    """``(loss, aux)`` of a batch whose rows weigh `weight`, for a mean of per-example losses."""
+    values, aux = loss.of_rows(params, rows, args)
+    if loss.has_aux:
+        as_whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, rows)[1]
+        aux = combine_aux(aux, weight, 1, weight.shape[0], as_whole)
+    return weighted_mean(values, weight), aux
 
 
 def _scan(step: Callable[..., Any], start: Any, length: int, bound: Any) -> tuple[Any, Any]:

@@ -64,6 +64,11 @@ def groups(
     deviation about :math:`\sqrt{2 / ((n - 1) d)}`, where :math:`d` is the effective dimension of
     the noise.
 
+    The groups run in one loop (`jax.lax.scan`; with a mask one with a traced bound). On the CPU it
+    takes what an unrolled loop takes, with the memory of one group, for convolutions too: these are
+    transposed to the order in which XLA is fast inside of loops. For micro-batches that come one by
+    one from the host see `micro_steps`.
+
     Each group goes through the loss as a real batch of B/n examples, so losses without
     per-example gradients are served: with BatchNorm in training mode each group is normalised
     by its own statistics, as in any accumulation.

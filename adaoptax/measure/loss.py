@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.rows import count_rows
 from adaoptax.stats import GradientStats
 
 
@@ -17,16 +18,36 @@ class Loss(NamedTuple):
         fn: ``fn(params, batch, *args)`` → loss, or ``(loss, aux)``.
         has_aux: Whether `fn` returns `aux`.
         key_argnums: Positions (counted in `fn`) of the random keys.
+        due: Whether this step is to be measured, for `measure.every`; None if nobody said.
     """
 
     fn: Callable[..., Any]
     has_aux: bool
     key_argnums: tuple[int, ...]
+    due: Any = None
 
     def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""
         out = self.fn(params, batch, *args)
         return out if self.has_aux else (out, None)
+
+    def of_rows(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
+        """``(losses [B], aux [B, ...])`` of single rows, each with random keys of its own.
+
+        The parameters are not batched: the products with them stay those of the whole batch.
+        """
+        args = self.split_keys(args, count_rows(batch))
+        row = lambda x, row_args: self(params, jax.tree.map(lambda x: x[None], x), row_args)
+        return jax.vmap(row, in_axes=(0, self.key_axes(args)))(batch, args)
+
+    def check_keys(self, args: tuple) -> None:
+        """Raises TypeError where `args` end before the random keys."""
+        missing = [argnum for argnum in self.key_argnums if argnum - 2 >= len(args)]
+        if missing:
+            raise TypeError(
+                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
+                f" {len(args)} extra arguments: pass the keys after the batch."
+            )
 
     def split_keys(self, args: tuple, num: int) -> tuple:
         """Gives every random key in `args` a leading axis of `num` independent keys."""
@@ -43,18 +64,9 @@ class Loss(NamedTuple):
         """`in_axes` for `args` under vmap: 0 for random keys, None for all else."""
         return tuple(0 if 2 + i in self.key_argnums else None for i in range(len(args)))
 
-    def check_keys(self, args: tuple) -> None:
-        """Raises TypeError unless every random key was passed."""
-        missing = [argnum for argnum in self.key_argnums if argnum - 2 >= len(args)]
-        if missing:
-            raise TypeError(
-                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
-                f" {len(args)} extra arguments: pass the keys after the batch."
-            )
-
 
 def make_loss(loss_fn: Callable[..., Any], has_aux: bool, key_argnums: int | Sequence[int]) -> Loss:
-    """The loss of a user; raises ValueError if a key would be `params` or `batch`."""
+    """The loss as the user describes it; ValueError for keys in the place of params or batch."""
     argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
     if any(argnum < 2 for argnum in argnums):
         raise ValueError(

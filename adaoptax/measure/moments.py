@@ -42,23 +42,42 @@ class GroupWeights(NamedTuple):
     weight: jax.Array
     sq_weight: jax.Array
 
-    @property
-    def num_groups(self) -> jax.Array:
-        """Groups with a real row."""
-        return jnp.sum(self.weight > 0)
+    def totals(self) -> "Totals":
+        """Their sums."""
+        real = self.weight > 0
+        each = jnp.where(real, self.sq_weight / jnp.where(real, self.weight, 1), 0)
+        return Totals(
+            weight=jnp.sum(self.weight),
+            sq_weight=jnp.sum(self.sq_weight),
+            within=jnp.sum(each),
+            num_groups=jnp.sum(real, dtype=jnp.int32),
+        )
+
+
+class Totals(NamedTuple):
+    """Sums over groups, all that their statistics need to know of the weights.
+
+    Attributes:
+        weight: W = Σ W_j.
+        sq_weight: V = Σ V_j.
+        within: Σ V_j/W_j.
+        num_groups: Groups with a real row.
+    """
+
+    weight: jax.Array
+    sq_weight: jax.Array
+    within: jax.Array
+    num_groups: jax.Array
 
     @property
     def num_examples(self) -> jax.Array:
         """W²/V: the count of real rows, or the effective number under fractional weights."""
-        weight, sq_weight = jnp.sum(self.weight), jnp.sum(self.sq_weight)
-        return weight * (weight / jnp.where(sq_weight > 0, sq_weight, 1))
+        return self.weight * (self.weight / jnp.where(self.sq_weight > 0, self.sq_weight, 1))
 
     @property
     def degrees_of_freedom(self) -> jax.Array:
         """Σ V_j/W_j − V/W, the denominator of the unbiased variance."""
-        real, weight = self.weight > 0, jnp.sum(self.weight)
-        each = jnp.where(real, self.sq_weight / jnp.where(real, self.weight, 1), 0)
-        return jnp.sum(each) - jnp.sum(self.sq_weight) / jnp.where(weight > 0, weight, 1)
+        return self.within - self.sq_weight / jnp.where(self.weight > 0, self.weight, 1)
 
     def unbiased(self, scatter: jax.Array) -> jax.Array:
         """Divides by the degrees of freedom; NaN where fewer than two groups leave any."""
@@ -166,21 +185,22 @@ def inner_scatter(products: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(weight * (products - mean) ** 2)
 
 
-def to_stats(moments: Moments, weights: GroupWeights, products: jax.Array | None) -> GradientStats:
+def to_stats(
+    moments: Moments, totals: Totals, inner_scatter: jax.Array | None = None
+) -> GradientStats:
     """The statistics of all groups together."""
     coordinate_variance = moments.coordinate_scatter
     if coordinate_variance is not None:
         coordinate_variance = jax.tree.map(
-            lambda x: weights.unbiased(x).astype(x.dtype), coordinate_variance
+            lambda x: totals.unbiased(x).astype(x.dtype), coordinate_variance
         )
-    inner = None if products is None else weights.unbiased(inner_scatter(products, weights.weight))
     dtype = moments.scatter.dtype
     return GradientStats(
-        num_examples=weights.num_examples.astype(dtype),
-        num_groups=weights.num_groups.astype(dtype),
+        num_examples=totals.num_examples.astype(dtype),
+        num_groups=totals.num_groups.astype(dtype),
         sq_norm=_tree.sq_norm(moments.mean).astype(dtype),
-        variance=weights.unbiased(moments.scatter),
-        inner_product_variance=inner,
+        variance=totals.unbiased(moments.scatter),
+        inner_product_variance=None if inner_scatter is None else totals.unbiased(inner_scatter),
         coordinate_variance=coordinate_variance,
     )
 

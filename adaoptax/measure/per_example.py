@@ -8,7 +8,7 @@ from adaoptax import _validate
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.moments import STATISTICS, check_statistics
-from adaoptax.measure.rows import count_rows
+from adaoptax.measure.rows import check_two, count_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +19,7 @@ class _PerExample:
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
-            if num_rows < 2:
-                raise ValueError(
-                    f"Expected a batch of at least 2 examples, got {num_rows}: the noise is what"
-                    " differs between examples, so one example cannot tell it."
-                )
+            check_two(num_rows)
             return measure_groups(
                 loss,
                 params,

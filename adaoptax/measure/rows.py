@@ -1,5 +1,6 @@
 """The rows of a batch: counted, masked, cut into contiguous groups."""
 
+import functools
 from typing import Any
 
 import jax
@@ -29,6 +30,15 @@ def count_rows(batch: ArrayTree, name: str = "batch") -> int:
     return rows
 
 
+def check_two(num_rows: int) -> None:
+    """Raises ValueError for a batch whose examples, one by one, cannot tell their noise."""
+    if num_rows < 2:
+        raise ValueError(
+            f"Expected a batch of at least 2 examples, got {num_rows}: the noise is what differs"
+            " between examples, so one example cannot tell it."
+        )
+
+
 def check_mask(mask: Any, num_rows: int) -> jax.Array:
     """`mask` as an array [rows]; ValueError for another shape."""
     if np.shape(mask) != (num_rows,):
@@ -51,8 +61,20 @@ def replace_padding(batch: ArrayTree, mask: jax.Array) -> ArrayTree:
     Padding has weight zero, but 0 · NaN is NaN: garbage must not reach the loss at all.
     """
     real = mask > 0
-    index = jnp.where(real, jnp.arange(mask.shape[0]), jnp.argmax(real))
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
+    first = jnp.argmax(real)
+    is_first = jnp.arange(mask.shape[0]) == first
+
+    def leaf(x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # random keys, which do not add up
+            return jnp.take(x, jnp.where(real, jnp.arange(mask.shape[0]), first), axis=0)
+        column = lambda chosen: chosen.reshape(-1, *(1,) * (x.ndim - 1))
+        # Picked by a sum and not by an index: rows on many devices stay where they are.
+        add_up = jnp.any if x.dtype == bool else functools.partial(jnp.sum, dtype=x.dtype)
+        row = add_up(jnp.where(column(is_first), x, jnp.zeros_like(x)), axis=0)
+        return jnp.where(column(real), x, row)
+
+    return jax.tree.map(leaf, batch)
 
 
 def cut(tree: ArrayTree, shape: tuple[int, ...]) -> ArrayTree:

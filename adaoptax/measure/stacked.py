@@ -64,8 +64,9 @@ def stats_from_groups(
         )
     weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
     moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics)
-    products = (
-        m.centred_inner_products(group_grads, moments.mean) if "inner" in statistics else None
-    )
+    inner = None
+    if "inner" in statistics:
+        products = m.centred_inner_products(group_grads, moments.mean)
+        inner = m.inner_scatter(products, weights.weight)
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
-    return grads, m.to_stats(moments, weights, products)
+    return grads, m.to_stats(moments, weights.totals(), inner)

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.groups import groups
+from adaoptax.measure.default import default_method
 from adaoptax.measure.loss import Measured, Method, check_method, make_loss
-from adaoptax.measure.rows import count_rows
 
 
 def value_grad_and_stats(
@@ -23,8 +22,10 @@ def value_grad_and_stats(
     Args:
         loss_fn: ``loss_fn(params, batch, *args)`` returns the **mean** loss over the leading axis
             of every leaf of `batch`: the function that the training loop already has.
-        method: How to measure, from `adaoptax.measure`: ``per_example()``, ``groups(n)``. None
-            takes the largest n ≤ 8 that divides the batch, for ``groups(n)``; with padding choose n
+        method: How to measure, from `adaoptax.measure`: ``exact()``, ``groups(n)``, and others.
+            None takes `exact` where that is predicted to cost less than a tenth of the gradient,
+            and otherwise (a masked batch, several devices, a loss that mixes examples)
+            ``groups(n)`` with the largest n ≤ 8 that divides the batch; with padding choose n
             yourself, so that the smallest real batch fills two groups.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``.
         key_argnums: Positions in `loss_fn` (params is 0, batch is 1, the first extra argument
@@ -32,11 +33,13 @@ def value_grad_and_stats(
             then receives keys of its own: one dropout mask for all would hide part of the noise.
 
     Returns:
-        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, stats)``, or
+        ``f(params, batch, *args, mask=None, due=None)`` → ``(loss, grads, stats)``, or
         ``((loss, aux), grads, stats)``. Pure; meant to be called inside `jax.jit`.
 
         - `mask`: bool or float array with one entry for each example, zero for padding. Padding
           counts nowhere, whatever it holds. Fractional weights weigh the mean.
+        - `due`: whether this step is to be measured, for `measure.every`; all other methods measure
+          at every step.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
           draw of one plain call.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
@@ -64,21 +67,13 @@ def value_grad_and_stats(
         check_method("method", method)
     loss = make_loss(loss_fn, has_aux, key_argnums)
 
-    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
+    def measured(
+        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None, due: Any = None
+    ) -> Any:
         loss.check_keys(args)
-        chosen = method or _default_method(count_rows(batch))
-        out: Measured = chosen(loss)(params, batch, args, mask)
+        chosen = method or default_method(loss, params, batch, args, mask)
+        out: Measured = chosen(loss._replace(due=due))(params, batch, args, mask)
         (value, aux), grads, stats = out
         return ((value, aux) if has_aux else value), grads, stats
 
     return jax.named_call(measured, name="value_grad_and_stats")
-
-
-def _default_method(num_rows: int) -> Method:
-    divisors = [n for n in range(2, 9) if num_rows % n == 0]
-    if not divisors:
-        raise ValueError(
-            f"Expected a batch that divides in 2 to 8 groups for method=None, got {num_rows}"
-            " examples: pass method=adaoptax.measure.per_example(), or pad the batch and mask it."
-        )
-    return groups(divisors[-1])

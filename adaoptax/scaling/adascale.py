@@ -89,9 +89,10 @@ def scale_by_adascale(
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with `ScaleByAdaScaleState`; `update` requires
-        ``stats=``, a `GradientStats`. A step without evidence (one group) keeps the averages and
-        evaluates the gain at its own scale; before any evidence the gain is 1, flagged and
-        counted. A NaN or infinite gradient gives a zero update and changes nothing else.
+        ``stats=``, a `GradientStats`. A step without evidence (one group, or not `measured`) keeps
+        the averages and evaluates the gain at its own scale; before any evidence the gain is 1,
+        flagged and counted. A NaN or infinite gradient gives a zero update and changes nothing
+        else.
 
     Raises:
         ValueError: If `base_batch_size` or `exponent` is not positive, `decay` not in [0, 1), or

@@ -29,6 +29,11 @@ INF, NAN = math.inf, math.nan
         pytest.param({"patience": 2}, [99, 99, 99, 99], [8, 16, 16, 32], id="patience"),
         pytest.param({"patience": 2}, [99, 1, 99, 99], [8, 8, 8, 16], id="row broken"),
         pytest.param({"patience": 2}, [99, NAN, 99], [8, 8, 16], id="row survives nan"),
+        pytest.param({}, [None, 99, None, None, 99], [8, 16, 16, 16, 32], id="not measured"),
+        pytest.param({"patience": 2}, [99, None, 99], [8, 8, 16], id="row survives steps between"),
+        pytest.param(
+            {"cooldown": 40}, [99, None, None, 99, 99], [16, 16, 16, 32, 32], id="examples between"
+        ),
         pytest.param({"cooldown": 40}, [99] * 5, [16, 16, 16, 32, 32], id="cooldown"),
         pytest.param({}, [INF, INF, INF, 1, 1], [16, 32, 64, 64, 64], id="never shrinks"),
         pytest.param({"shrink": True}, [INF, INF, 17, 16, 1], [16, 32, 32, 16, 8], id="shrinks"),
@@ -71,6 +76,14 @@ def test_counters():
     assert policy.num_undefined == 2
     assert policy.num_grown == 1
     assert policy.num_shrunk == 1
+
+
+def test_a_step_that_was_not_measured_counts_examples_only():
+    policy = GrowthPolicy(8, 64, cooldown=50)
+    policy.update(20.0)
+    before = policy.get_state()
+    assert policy.update(None, num_examples=33) == 16
+    assert policy.get_state() == before | {"since_change": 33}
 
 
 def test_cooldown_counts_the_examples_of_undefined_steps_too():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.control_flow import loop_of_groups
 from adaoptax.measure.exact.clusters import Cluster, arrange
 from adaoptax.measure.exact.expressions import Leaf
 from adaoptax.measure.exact.factors import Want
@@ -46,11 +47,13 @@ class Explanation(NamedTuple):
         treatments: One for each parameter.
         plain_flops: Work of the plain gradient, in products and convolutions.
         num_examples: B.
+        groups: How `groups` would run instead, or "" where that was not asked.
     """
 
     treatments: tuple[Treatment, ...]
     plain_flops: float
     num_examples: int
+    groups: str = ""
 
     @property
     def time_ratio(self) -> float:
@@ -79,6 +82,7 @@ class Explanation(NamedTuple):
                 "",
                 f"{self.num_examples} examples; predicted work {self.time_ratio:.2f} times that of"
                 f" the plain gradient, at most {_memory(self.bytes)} of memory beside it.",
+                *([f"Instead, {self.groups}."] if self.groups else []),
             ]
         )
 
@@ -95,7 +99,7 @@ def explain(
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> Explanation:
-    """Tells what `exact` does with each parameter of a model, and predicts the cost.
+    """Tells what `exact` does with each parameter, how `groups` would run, and what it costs.
 
     Nothing is computed: the loss is traced once. Work is counted in products and convolutions, as a
     share of the plain gradient's; the table in the documentation says what was measured.
@@ -127,12 +131,21 @@ def explain(
         ['b']      [4]     repeated        4.2 %  0.2 KiB  used by add
         ['w']      [8, 4]  dense, factors  0.0 %  0.0 KiB
         <BLANKLINE>
-        16 examples; predicted work ...
+        16 examples; predicted work 1.04 times that of the plain gradient, ...
+        Instead, groups(8) would run as a scan: 8 groups one after another, ...
     """
     check_statistics(statistics, STATISTICS, "explain")
     loss = make_loss(loss_fn, has_aux, key_argnums)
     loss.check_keys(args)
-    return explain_loss(loss, params, batch, args, statistics)
+    explanation = explain_loss(loss, params, batch, args, statistics)
+    divisors = [n for n in range(2, 9) if explanation.num_examples % n == 0]
+    if not divisors:
+        return explanation
+    n = divisors[-1]
+    loop = loop_of_groups(
+        loss_fn, params, batch, *args, n=n, has_aux=has_aux, key_argnums=key_argnums
+    )
+    return explanation._replace(groups=f"groups({n}) would run as a {loop.kind}: {loop.reason}")
 
 
 def explain_loss(

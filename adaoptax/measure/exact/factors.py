@@ -11,13 +11,13 @@ Every rule brings the gradients g_b of a parameter, seen as [N, I, O], in one of
 The cotangents of complex parameters are not conjugated, so that ⟨a, b⟩ is Re Σ a b*.
 """
 
-import functools
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
+from adaoptax.measure.varying import vary_like
 
 
 class Want(NamedTuple):
@@ -86,7 +86,7 @@ def sum_over_examples(factor: Factor, want: Want, weight: jax.Array) -> Moments:
     """Forms one gradient after the other: the work of Σ g_b, and one buffer of its size."""
     one = jax.eval_shape(lambda f: f.gradient(), jax.tree.map(lambda x: x[0], factor))
     real = jnp.finfo(one.dtype).dtype
-    zeros = functools.partial(jnp.zeros, one.shape)
+    zeros = lambda dtype: vary_like(jnp.zeros(one.shape, dtype), one)
 
     def step(sums: tuple, xs: tuple) -> tuple[tuple, Any]:
         total, squares = sums

@@ -12,14 +12,6 @@ def count_flops(jaxpr: Any) -> float:
     return sum(_of_equation(eqn) for eqn in jaxpr.eqns)
 
 
-def has_convolution(jaxpr: Any) -> bool:
-    """Whether there is a convolution, at any depth."""
-    return any(
-        eqn.primitive.name == "conv_general_dilated" or any(map(has_convolution, _inside(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
 def _of_equation(eqn: Any) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":

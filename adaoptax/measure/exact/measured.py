@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import combine_aux
+from adaoptax.measure.exact.arguments import check_effects, check_local_params, check_params
 from adaoptax.measure.exact.factors import Want
+from adaoptax.measure.exact.mixing import check_separable
 from adaoptax.measure.exact.planning import make_plan
 from adaoptax.measure.exact.roots import Carriers
 from adaoptax.measure.exact.sums import Setting
@@ -17,6 +19,7 @@ from adaoptax.measure.exact.walk import walk
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.moments import GroupWeights
 from adaoptax.measure.rows import check_mask, count_rows, normalised, replace_padding
+from adaoptax.measure.varying import vary_like
 
 
 class RowMoments(NamedTuple):
@@ -48,6 +51,10 @@ def measure_rows(
 ) -> tuple[tuple[jax.Array, Any], ArrayTree, RowMoments]:
     """``((loss, aux), grads, moments)``: the plain gradient, and what every example adds to it."""
     num_rows = count_rows(batch)
+    check_params(params)
+    check_local_params(params, batch)
+    if num_rows > 1:
+        check_separable(loss, params, batch, args)
     num_groups = num_rows // group_size
     num_measured = num_measured or num_groups
     dtype = _tree.scalar_dtype(params)
@@ -64,6 +71,7 @@ def measure_rows(
     inverse_share = jnp.where(real, 1 / jnp.where(real, group_share, 1), 0)
 
     traced = trace_example(loss, params, batch, loss.split_keys(args, num_rows))
+    check_effects(traced.closed)
     leaves, structure = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     plan = make_plan(traced.closed, len(leaves))
@@ -82,6 +90,7 @@ def measure_rows(
         # Cotangents come scaled by the share of their group in the mean.
         weights.weight[:num_measured] * inverse_share**2,
     )
+    carriers = jax.tree.map(lambda zeros: vary_like(zeros, leaves[0]), carriers)
     differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
     (value, aux), (grads, found) = differentiate(leaves, carriers)
     aux = jax.tree.unflatten(jax.tree.structure(traced.outputs), [value, *aux])[1]

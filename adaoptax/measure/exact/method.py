@@ -9,10 +9,20 @@ import jax.numpy as jnp
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.devices import Devices
+from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.measured import RowMoments, measure_rows
 from adaoptax.measure.loss import Loss, Measured, make_loss
-from adaoptax.measure.moments import STATISTICS, GroupWeights, check_statistics, inner_scatter
+from adaoptax.measure.moments import (
+    STATISTICS,
+    GroupWeights,
+    Totals,
+    check_statistics,
+    inner_scatter,
+)
+from adaoptax.measure.rows import check_two, count_rows
+from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
 
 
@@ -23,9 +33,20 @@ class Exact:
     statistics: tuple[str, ...]
     group_size: int
     probe_size: int | None
+    shards: int | None
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
         def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> Measured:
+            num_rows = count_rows(batch)
+            check_two(num_rows)
+            check_group_size(self.group_size, num_rows)
+            if self.probe_size is not None:
+                check_probe_size(self.probe_size, num_rows, self.group_size)
+            if (shards := self.shards_of(params, batch)) > 1:
+                each = dataclasses.replace(self, shards=1)
+                pooled = tuple(name for name in self.statistics if name != "inner")
+                side_by_side = Devices(AXIS, each, pooled, False, add_up)
+                return measure_shards(side_by_side(loss), loss, params, batch, args, mask, shards)
             probe = None if self.probe_size is None else self.probe_size // self.group_size
             value, grads, moments = measure_rows(
                 loss,
@@ -41,6 +62,14 @@ class Exact:
 
         return measure
 
+    def shards_of(self, params: ArrayTree, batch: ArrayTree) -> int:
+        """Parts of the batch that are measured side by side, each on its own devices."""
+        num_groups = count_rows(batch) // self.group_size
+        if self.shards is not None or "inner" in self.statistics or self.probe_size:
+            return self.shards or 1
+        shards = shards_of(batch, params, num_groups)
+        return shards if num_groups >= 2 * shards else 1
+
 
 def wanted(statistics: Sequence[str]) -> Want:
     """The names as flags."""
@@ -49,47 +78,42 @@ def wanted(statistics: Sequence[str]) -> Want:
 
 def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> GradientStats:
     """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S² V_j/W_j² and E‖g‖² = ‖∇F‖² + S² V/W²."""
-    weights = moments.weights
-    measured = GroupWeights(weights.weight[:probe], weights.sq_weight[:probe])
+    whole = moments.weights.totals()
+    weights = GroupWeights(*(x[:probe] for x in moments.weights))
+    measured = weights.totals()
     sq_norm = _tree.sq_norm(grads)
-    dtype = sq_norm.dtype
-    total = jnp.sum(measured.weight)
 
     def unbiased(sum_of_squares: jax.Array, square: jax.Array) -> jax.Array:
         """S² from Σ W_j |h_j|² and |g|²."""
-        scatter = sum_of_squares - total.astype(square.dtype) * square
+        scatter = sum_of_squares - measured.weight.astype(square.dtype) * square
         if probe is None:  # a sum of squares: what falls below zero is rounding
-            return weights.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
-        return _of_probe(scatter, measured, weights).astype(square.dtype)
+            return whole.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
+        return _of_probe(scatter, measured, whole).astype(square.dtype)
 
-    variance, inner, coordinate = jnp.full([], jnp.nan, dtype), None, None
+    variance, inner, coordinate = jnp.full([], jnp.nan, sq_norm.dtype), None, None
     if moments.square_sums is not None:
         squares = jax.tree.map(_tree.squared_modulus, grads)
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
         variance = _tree.total(lambda x: x, coordinate)
     if moments.sq_norms is not None:
-        variance = unbiased(jnp.sum(measured.weight * moments.sq_norms), sq_norm)
+        variance = unbiased(jnp.sum(weights.weight * moments.sq_norms), sq_norm)
     if moments.inner_products is not None:
-        inner = measured.unbiased(
-            inner_scatter(moments.inner_products - sq_norm, measured.weight)
-        ).astype(dtype)
+        products = moments.inner_products - sq_norm
+        inner = measured.unbiased(inner_scatter(products, weights.weight)).astype(sq_norm.dtype)
     return GradientStats(
-        num_examples=weights.num_examples.astype(dtype),
-        num_groups=measured.num_groups.astype(dtype),
+        num_examples=whole.num_examples.astype(sq_norm.dtype),
+        num_groups=measured.num_groups.astype(sq_norm.dtype),
         sq_norm=sq_norm,
-        variance=variance.astype(dtype),
+        variance=variance.astype(sq_norm.dtype),
         inner_product_variance=inner,
         coordinate_variance=coordinate,
     )
 
 
-def _of_probe(scatter: jax.Array, measured: GroupWeights, weights: GroupWeights) -> jax.Array:
+def _of_probe(scatter: jax.Array, measured: Totals, whole: Totals) -> jax.Array:
     """Unbiased for some of the groups, though the mean gradient holds them all; may be negative."""
-    real = measured.weight > 0
-    each = jnp.where(real, measured.sq_weight / jnp.where(real, measured.weight, 1), 0)
-    whole = jnp.sum(weights.weight)
-    share = jnp.sum(measured.weight) / jnp.where(whole > 0, whole, 1)
-    freedom = jnp.sum(each) - share * jnp.sum(weights.sq_weight) / jnp.where(whole > 0, whole, 1)
+    weight = jnp.where(whole.weight > 0, whole.weight, 1)
+    freedom = measured.within - measured.weight / weight * (whole.sq_weight / weight)
     enough = (measured.num_groups > 1) & (freedom > 0)
     return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
 
@@ -99,6 +123,7 @@ def exact(
     *,
     group_size: int = 1,
     probe_size: int | None = None,
+    shards: int | None = None,
 ) -> Exact:
     r"""Measures every example's own gradient at about the price of the mean gradient.
 
@@ -123,6 +148,9 @@ def exact(
             variance stays unbiased, with ``probe_size − 1`` degrees of freedom, and may come out
             negative. Gradients of a classifier have heavy tails late in training: a small probe is
             then off by more than 100 %.
+        shards: As for `groups`: how many parts of the batch are measured side by side on a mesh
+            under plain `jax.jit`. None asks the batch. Inner products need the mean gradient of the
+            whole batch: with them it is 1, and rows may travel between devices.
 
     Returns:
         A method for `value_grad_and_stats`. It raises ValueError for a batch of one example, one
@@ -153,7 +181,14 @@ def exact(
         _validate.count(
             "probe_size", probe_size, 2 * group_size, "fewer than two groups have no variance."
         )
-    return Exact(tuple(statistics), int(group_size), probe_size and int(probe_size))
+    if shards is not None:
+        _validate.count("shards", shards, 1, "it counts the parts of the batch.")
+        if shards > 1 and ("inner" in statistics or probe_size):
+            raise ValueError(
+                f"Expected shards=1 with inner products or a probe, got shards={shards}: both need"
+                " the whole batch at once."
+            )
+    return Exact(tuple(statistics), int(group_size), probe_size and int(probe_size), shards)
 
 
 class PerExampleMoments(NamedTuple):

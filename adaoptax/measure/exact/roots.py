@@ -20,6 +20,7 @@ from adaoptax.measure.exact.factors import Factor
 from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.exact.rules.expand import Full
 from adaoptax.measure.exact.sums import Setting, sums_of_factors, sums_of_gradients
+from adaoptax.measure.varying import vary_like
 
 
 class Carriers(NamedTuple):
@@ -55,7 +56,8 @@ class _Spec(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _slots(spec: _Spec, parameters: list, constants: list, carriers: Carriers) -> list[Any]:
-    return [_empty(site, spec.setting.num_examples) for site in spec.root.sites]
+    empty = [_empty(site, spec.setting.num_examples) for site in spec.root.sites]
+    return jax.tree.map(lambda zeros: vary_like(zeros, parameters[0]), empty)
 
 
 def _empty(site: Site, num_examples: int) -> Any:

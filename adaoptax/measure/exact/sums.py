@@ -12,6 +12,7 @@ from adaoptax.measure.exact.clusters import Arrangement, Cluster
 from adaoptax.measure.exact.expressions import evaluate, rearrange
 from adaoptax.measure.exact.factors import Factor, Want, real_dot
 from adaoptax.measure.exact.planning import Root
+from adaoptax.measure.varying import vary_like
 
 # Gradients that have to be formed are formed at once up to this size.
 _AT_ONCE_BYTES = 64 * 2**20
@@ -79,8 +80,8 @@ class _Part(NamedTuple):
 
     def restored(self, seen: jax.Array) -> jax.Array:
         """The inverse of `seen`, with zeros where the cluster sees nothing."""
-        like = jax.ShapeDtypeStruct(self.cluster.leaf.aval.shape, seen.dtype)
-        return jax.linear_transpose(self.seen, like)(seen)[0]
+        zeros = vary_like(jnp.zeros(self.cluster.leaf.aval.shape, seen.dtype), seen)
+        return jax.vjp(self.seen, zeros)[1](seen)[0]
 
 
 def sums_of_factors(
@@ -230,7 +231,9 @@ def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
         return jax.tree.map(jnp.add, sums, (first, last)), second
 
     shapes = jax.eval_shape(lambda xs: fn(*jax.tree.map(lambda x: x[0], xs)), xs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2]))
+    zeros = jax.tree.map(
+        lambda x: vary_like(jnp.zeros(x.shape, x.dtype), x), (shapes[0], shapes[2])
+    )
     (first, last), second = jax.lax.scan(step, zeros, xs)
     return first, second, last
 

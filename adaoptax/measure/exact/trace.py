@@ -37,6 +37,13 @@ def trace_example(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) 
 
     as_array = lambda x: x if hasattr(x, "dtype") else jnp.asarray(x)
     rows = jax.tree.map(as_array, (batch, keys))
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-    closed, outputs = jax.make_jaxpr(of_one, return_shape=True)(params, *example)
+    traced: list[tuple] = []
+
+    def on_row(params: ArrayTree, row: ArrayTree, keys: list) -> int:
+        traced.append(jax.make_jaxpr(of_one, return_shape=True)(params, row, keys))
+        return 0
+
+    # Under vmap a row has the type that it will have in the walk: on its mesh, with its devices.
+    jax.eval_shape(jax.vmap(on_row, (None, 0, 0), None), params, *rows)
+    ((closed, outputs),) = traced
     return Traced(closed, outputs, jax.tree.leaves(rows))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaoptax import _tree
 from adaoptax.measure.exact import cost
 from adaoptax.measure.exact.factors import (
     Factor,
@@ -23,6 +24,7 @@ from adaoptax.measure.exact.factors import (
 )
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
+from adaoptax.measure.varying import vary_like
 
 
 @jax.tree_util.register_dataclass
@@ -57,10 +59,10 @@ class Patches(Factor):
 
     def total(self) -> jax.Array:
         rule = self.rule
-        zeros = jnp.zeros(rule.parameter.shape, rule.parameter.dtype)
         images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self)
-        transpose = jax.linear_transpose(lambda w: rule.forward(images.x, w), zeros)
-        return rule.canonical(transpose(images.d)[0])
+        zeros = vary_like(jnp.zeros(rule.parameter.shape, rule.parameter.dtype), images.d)
+        (kernel,) = jax.vjp(lambda w: rule.forward(images.x, w), zeros)[1](images.d)
+        return rule.canonical(_tree.widen(kernel))
 
     def moments(self, want: Want, weight: jax.Array) -> Moments:
         if not (want.norm or want.coordinate):

@@ -1,0 +1,90 @@
+"""Checks of what the exact method is given, beyond those that every method makes."""
+
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from jax.extend import source_info_util
+
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.varying import varying_axes
+
+# By name, since jax has no public ones: printing, and state that lives and dies inside the loss.
+_HARMLESS = ("DebugEffect", "InternalMutableArrayEffect")
+
+
+def check_params(params: ArrayTree) -> None:
+    """Raises ValueError unless every leaf can be differentiated: real or complex floats."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"Expected params of floats, got dtype {dtype} at params"
+                f"{jax.tree_util.keystr(path)}: counters, random keys and indices have no"
+                " gradient; pass them as an extra argument of the loss."
+            )
+
+
+def check_local_params(params: ArrayTree, batch: ArrayTree) -> None:
+    """Raises ValueError if gradients would be summed over the devices of a `jax.shard_map`."""
+    of_all = lambda tree: frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
+    missing = [
+        axis
+        for axis in sorted(of_all(batch))
+        if any(axis not in varying_axes(leaf) for leaf in jax.tree.leaves(params))
+    ]
+    if missing:
+        raise ValueError(
+            f"Expected params that are local to each device of mesh axes {missing}, as the batch"
+            " is, got replicated ones: inside jax.shard_map their gradients are sums over devices."
+            " Measure with adaoptax.measure.devices(axis_name, adaoptax.measure.exact()), or take"
+            " adaoptax.vary(params, axis_name)."
+        )
+
+
+def check_effects(closed_jaxpr: Any) -> None:
+    """Raises ValueError if the traced loss acts on the world outside of it.
+
+    The exact method rearranges, repeats and drops equations. Printing may suffer that.
+    """
+    for effect in closed_jaxpr.effects:
+        if type(effect).__name__ not in _HARMLESS:
+            raise ValueError(
+                "Expected a loss without side effects, got one with the effect"
+                f" {_of(effect, closed_jaxpr.jaxpr)}: the exact method evaluates parts of the loss"
+                " once, several times or not at all. Return the value as aux, or measure with"
+                " adaoptax.measure.groups(n)."
+            )
+
+
+def _of(effect: Any, jaxpr: Any) -> str:
+    """Name and place of the innermost equation that has `effect`."""
+    for eqn in jaxpr.eqns:
+        if effect in eqn.effects:
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                if effect in inner.effects:
+                    return _of(effect, inner)
+            where = source_info_util.summarize(eqn.source_info)
+            return f"{type(effect).__name__} of {eqn.primitive.name} at {where}"
+    return type(effect).__name__
+
+
+def check_group_size(group_size: int, num_rows: int) -> None:
+    """Raises ValueError unless the batch divides in two groups or more of `group_size`."""
+    if num_rows % group_size or num_rows < 2 * group_size:
+        raise ValueError(
+            f"Expected a batch that divides in at least 2 groups of group_size={group_size}, got"
+            f" {num_rows} examples: choose a divisor, or pad the batch and mask the padding."
+        )
+
+
+def check_probe_size(probe_size: int, num_rows: int, group_size: int = 1) -> None:
+    """Raises ValueError unless two groups or more of the batch make up the probe."""
+    if not 2 * group_size <= probe_size <= num_rows or probe_size % group_size:
+        multiple = f" and a multiple of group_size={group_size}" if group_size > 1 else ""
+        raise ValueError(
+            f"Expected {2 * group_size} <= probe_size <= {num_rows}, the examples of the"
+            f" batch{multiple}, got probe_size={probe_size}: the probe is the part of the batch"
+            " that is measured; None measures all of it."
+        )

@@ -1,0 +1,60 @@
+"""The mean gradient alone, as a training loop without this library takes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax import _tree
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.grouped import weighted_loss
+from adaoptax.measure.loss import Loss, Measured
+from adaoptax.measure.moments import GroupWeights
+from adaoptax.measure.rows import check_mask, count_rows, normalised, replace_padding
+from adaoptax.stats import GradientStats
+
+
+class GradientOnly:
+    """The method that measures no noise: zero groups, and a variance of NaN."""
+
+    def __call__(self, loss: Loss) -> Callable[..., Measured]:
+        """Returns the function that differentiates `loss`."""
+
+        def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
+            if mask is None:
+                whole = lambda p: loss(p, batch, args)
+                out, grads = jax.value_and_grad(whole, has_aux=True)(params)
+                num_examples: Any = count_rows(batch)
+            else:
+                out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
+                num_examples = weights.totals().num_examples
+            return out, grads, without_noise(grads, num_examples, num_groups=0)
+
+        return measure
+
+
+def gradient_of_rows(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
+) -> tuple[tuple[jax.Array, Any], ArrayTree, GroupWeights]:
+    """``((loss, aux), grads, weights)`` of a mean over real rows, each a batch of one."""
+    num_rows = count_rows(batch)
+    weight = jnp.ones(num_rows, _tree.scalar_dtype(params))
+    if mask is not None:
+        weight = normalised(check_mask(mask, num_rows).astype(weight.dtype))
+        batch = replace_padding(batch, weight)
+    weighted = lambda p: weighted_loss(loss, p, batch, weight, args)
+    (value, aux), grads = jax.value_and_grad(weighted, has_aux=True)(params)
+    if mask is not None:  # of padding only, not even the loss of zero weight may hold garbage
+        any_real = jnp.max(weight) > 0
+        value = jnp.where(any_real, value, jnp.nan)
+        grads = jax.tree.map(lambda g: jnp.where(any_real, g, 0), grads)
+    return (value, aux), grads, GroupWeights(weight, weight**2)
+
+
+def without_noise(grads: ArrayTree, num_examples: Any, num_groups: Any) -> GradientStats:
+    """Statistics of a gradient whose noise is not known."""
+    dtype = _tree.scalar_dtype(grads)
+    scalar = lambda number: jnp.asarray(number, dtype)
+    sq_norm = _tree.sq_norm(grads).astype(dtype)
+    return GradientStats(scalar(num_examples), scalar(num_groups), sq_norm, scalar(jnp.nan))
