@@ -1,0 +1,216 @@
+"""Expressions of parameters alone between the parameter and the data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.entry import ROWS, Draw, Entry, entry, fit
+
+
+@entry
+def weight_norm(draw: Draw) -> Entry:
+    """W = g V/‖V‖, a norm for every output."""
+    params = {"v": draw(4, 5), "g": draw(5), "out": draw.weight(5, 2)}
+
+    def forward(p, x):
+        w = p["g"] * p["v"] / jnp.linalg.norm(p["v"], axis=0)
+        return jnp.tanh(x @ w) @ p["out"]
+
+    return fit(draw, forward, params, draw(ROWS, 3, 4))
+
+
+@entry
+def lora_frozen_argument(draw: Draw) -> Entry:
+    """x W + x A B with W an extra argument."""
+    params = {"a": draw.weight(5, 2), "b": draw.weight(2, 4)}
+
+    def loss_fn(params, batch, frozen):
+        h = batch["x"] @ frozen + (batch["x"] @ params["a"]) @ params["b"]
+        return jnp.mean((jnp.tanh(h) - batch["y"]) ** 2)
+
+    batch = {"x": draw(ROWS, 3, 5), "y": draw(ROWS, 3, 4)}
+    return Entry(loss_fn, params, batch, args=(draw.weight(5, 4),))
+
+
+@entry
+def lora_stopped_and_merged(draw: Draw) -> Entry:
+    """x (W + s A B) with W among the parameters, behind stop_gradient."""
+    params = {"w": draw.weight(5, 4), "a": draw.weight(5, 2), "b": draw.weight(2, 4)}
+
+    def forward(p, x):
+        return jnp.tanh(x @ (jax.lax.stop_gradient(p["w"]) + 0.5 * p["a"] @ p["b"]))
+
+    return fit(draw, forward, params, draw(ROWS, 3, 5))
+
+
+@entry
+def lora_trained_together(draw: Draw) -> Entry:
+    """x W + x A B with all three trained, and W + A B merged in a second layer."""
+    layer = lambda: {"w": draw.weight(4, 4), "a": draw.weight(4, 2), "b": draw.weight(2, 4)}
+
+    def forward(p, x):
+        h = jnp.tanh(x @ p[0]["w"] + x @ p[0]["a"] @ p[0]["b"])
+        return jnp.tanh(h @ (p[1]["w"] + p[1]["a"] @ p[1]["b"]))
+
+    return fit(draw, forward, [layer(), layer()], draw(ROWS, 4))
+
+
+@entry
+def product_of_three_factors(draw: Draw) -> Entry:
+    """Factors multiply each other first and meet the data last."""
+    params = {"a": draw.weight(4, 3), "b": draw.weight(3, 3), "c": draw.weight(3, 2)}
+    forward = lambda p, x: jnp.tanh(x @ (p["a"] @ p["b"] @ p["c"]))
+    return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def positive_and_normalised_weights(draw: Draw) -> Entry:
+    """exp(log scale), softmax over a weight, softplus of a weight, |W|."""
+    params = {
+        "log_scale": draw(3) / 2,
+        "mixing": draw(4, 3),
+        "positive": draw(3, 3),
+        "magnitude": draw(3, 2),
+    }
+
+    def forward(p, x):
+        h = x @ jax.nn.softmax(p["mixing"], axis=0) * jnp.exp(p["log_scale"])
+        h = jnp.tanh(h @ jax.nn.softplus(p["positive"]))
+        return h @ jnp.abs(p["magnitude"])
+
+    return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def temperature(draw: Draw) -> Entry:
+    """A scalar that divides all logits, stored as its logarithm."""
+    params = {"w": draw.weight(4, 3), "log_t": draw()}
+    forward = lambda p, x: jax.nn.log_softmax(x @ p["w"] / jnp.exp(p["log_t"]))
+    return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def scalars_only(draw: Draw) -> Entry:
+    params = {"slope": draw(), "curve": draw(), "shift": draw()}
+    forward = lambda p, x: p["slope"] * x + p["curve"] * x**2 + jnp.sin(p["shift"])
+    return fit(draw, forward, params, draw(ROWS))
+
+
+@entry
+def joined_weights(draw: Draw) -> Entry:
+    """Two weights concatenated, two stacked, one padded, one tiled."""
+    params = {
+        "left": draw.weight(4, 2),
+        "right": draw.weight(4, 3),
+        "stacked": [draw.weight(5, 3), draw.weight(5, 3)],
+        "padded": draw.weight(2, 2),
+        "tiled": draw.weight(3, 2),
+    }
+
+    def forward(p, x):
+        h = jnp.tanh(x @ jnp.concatenate([p["left"], p["right"]], axis=1))
+        h = jnp.tanh(jnp.einsum("bd,ndk->bk", h, jnp.stack(p["stacked"])))
+        h = jnp.tanh(h @ jnp.pad(p["padded"], ((0, 1), (1, 0))))
+        return h @ jnp.tile(p["tiled"], (1, 2))
+
+    return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def masked_weight(draw: Draw) -> Entry:
+    """Autoregressive masks (MADE): the weight times a constant, a triangle of a weight."""
+    params = {"masked": draw.weight(4, 4), "lower": draw.weight(4, 4)}
+    checkerboard = np.indices((4, 4)).sum(axis=0) % 2
+
+    def forward(p, x):
+        return jnp.tanh(x @ (p["masked"] * checkerboard)) @ jnp.tril(p["lower"])
+
+    return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def symmetric_and_orthogonal_weights(draw: Draw) -> Entry:
+    """W + Wᵀ, and the Cayley transform (a linear solve) of a skew-symmetric matrix."""
+    params = {"symmetric": draw(3, 3), "skew": draw(3, 3) / 2}
+
+    def forward(p, x):
+        skew = p["skew"] - p["skew"].T
+        eye = jnp.eye(3, dtype=skew.dtype)
+        orthogonal = jnp.linalg.solve(eye + skew, eye - skew)
+        return jnp.tanh(x @ (p["symmetric"] + p["symmetric"].T)) @ orthogonal
+
+    return fit(draw, forward, params, draw(ROWS, 3))
+
+
+@entry
+def spectral_norm(draw: Draw) -> Entry:
+    """A weight divided by its largest singular value, by power iteration in a loop."""
+
+    def forward(p, x):
+        def iterate(_, v):
+            v = p.T @ (p @ v)
+            return v / jnp.linalg.norm(v)
+
+        v = jax.lax.fori_loop(0, 3, iterate, jnp.ones_like(p[0]) / 2)
+        return jnp.tanh(x @ (p / jnp.linalg.norm(p @ v)))
+
+    return fit(draw, forward, draw(5, 4), draw(ROWS, 5))
+
+
+@entry
+def network_without_data(draw: Draw) -> Entry:
+    """A coordinate network on a fixed grid makes the filter that meets the data."""
+    params = {"in": draw(1, 5), "b": draw(5), "out": draw.weight(5, 4)}
+
+    def forward(p, x):
+        grid = jnp.linspace(-1, 1, 6, dtype=x.dtype)[:, None]
+        return x @ (jnp.sin(grid @ p["in"] + p["b"]) @ p["out"])
+
+    return fit(draw, forward, params, draw(ROWS, 6))
+
+
+@entry
+def ordered_parameters(draw: Draw) -> Entry:
+    """Cumulative sums, sorting, and a monotone spline read by searchsorted."""
+    params = {"steps": draw(5), "heights": draw(6)}
+
+    def forward(p, x):
+        knots = jnp.cumsum(jax.nn.softplus(p["steps"])) - 2
+        bin_of = jnp.searchsorted(knots, x)
+        return x * jnp.sort(p["heights"])[bin_of] + knots[jnp.clip(bin_of, 0, 4)]
+
+    return fit(draw, forward, params, draw(ROWS, 3))
+
+
+@entry
+def toeplitz_weight(draw: Draw) -> Entry:
+    """A matrix gathered from a vector by constant indices."""
+    rows = np.arange(4, dtype=np.int32)
+    index = rows[:, None] - rows + 3
+    return fit(draw, lambda p, x: jnp.tanh(x @ p[index]), draw(7), draw(ROWS, 4))
+
+
+@entry
+def scattered_weight(draw: Draw) -> Entry:
+    """A matrix filled by scatter, and one updated in place by another parameter."""
+    params = {"upper": draw(6), "base": draw.weight(3, 3), "column": draw(3)}
+    row, column = np.triu_indices(3)
+
+    def forward(p, x):
+        triangle = jnp.zeros((3, 3), x.dtype).at[np.int32(row), np.int32(column)].set(p["upper"])
+        return jnp.tanh(x @ triangle) @ p["base"].at[:, 1].add(p["column"])
+
+    return fit(draw, forward, params, draw(ROWS, 3))
+
+
+@entry
+def mixture_of_weights(draw: Draw) -> Entry:
+    """Per-example convex combinations of weights (conditional convolution, soft experts)."""
+    params = {"router": draw.weight(4, 3), "experts": draw(3, 4, 2)}
+
+    def forward(p, x):
+        share = jax.nn.softmax(x @ p["router"])
+        w = jnp.einsum("be,edk->bdk", share, p["experts"])
+        return jnp.tanh(jnp.einsum("bd,bdk->bk", x, w))
+
+    return fit(draw, forward, params, draw(ROWS, 4))
