@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaoptax.measure.exact.expressions import Leaf, constants_of, isometric_leaf, rearrange
+from adaoptax.measure.exact.expressions import Leaf, constants_of, rearrange, scaled_leaf
 from adaoptax.measure.exact.factors import Factor
 from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.exact.rules.dense import Dense, Outer
@@ -95,7 +95,7 @@ def _is_number(site: Site) -> bool:
 
 
 def _leaf_of(site: Site) -> Leaf | None:
-    return isometric_leaf(site.expression)
+    return scaled_leaf(site.expression)
 
 
 def _clusters(parameter: Leaf, sites: Sequence[Site]) -> list[Cluster] | None:

@@ -137,6 +137,44 @@ def isometric_leaf(expression: Expression) -> Leaf | None:
     return expression if isinstance(expression, Leaf) else None
 
 
+def scaled_leaf(expression: Expression) -> Leaf | None:
+    """The parameter that `expression` is a rearranged part of, but for constant factors."""
+    while isinstance(expression, Apply):
+        source = _source(expression)
+        if source is None or not source.leaves:
+            return None
+        expression = source
+    return expression if isinstance(expression, Leaf) else None
+
+
+def factors_of(expression: Expression, values: Mapping[Any, Any]) -> list[Any]:
+    """The constant factors between `expression` and its `scaled_leaf`."""
+    found = []
+    while isinstance(expression, Apply):
+        source = _source(expression)
+        assert source is not None
+        if not is_isometry(expression.eqn):
+            one = jnp.ones([], source.aval.dtype)
+            operands = evaluate(expression.inputs, {**values, source: one})
+            numbers = [jnp.reshape(x, ()) for x in operands]
+            found.append(expression.eqn.primitive.bind(*numbers, **expression.eqn.params))
+        expression = source
+    return found
+
+
+def _source(expression: Apply) -> Expression | None:
+    """The operand of which `expression` is a rearranged part, or a constant multiple."""
+    name, inputs = expression.eqn.primitive.name, expression.inputs
+    if is_isometry(expression.eqn) or name == "neg":
+        return inputs[0]
+    if name not in ("mul", "div"):
+        return None
+    first, second = inputs
+    if second.size == 1 and not second.leaves:
+        return first
+    return second if name == "mul" and first.size == 1 and not first.leaves else None
+
+
 def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> list[Any]:
     """The values of `expressions`, given those of the leaves and constants."""
     done: dict[tuple[int, ...], list[Any]] = {}
@@ -154,16 +192,19 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
 
 
 def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
-    """`expression`, an isometry of one parameter, of an `array` of any dtype in its place."""
+    """`expression` without factors and casts, of an `array` in the place of its parameter."""
     if isinstance(expression, Leaf):
         return array
     assert isinstance(expression, Apply)
-    eqn, (first, *others) = expression.eqn, expression.inputs
-    array = rearrange(first, array, values)
-    if eqn.primitive.name == "convert_element_type":
+    source = _source(expression)
+    assert source is not None
+    array = rearrange(source, array, values)
+    if not is_isometry(expression.eqn) or expression.eqn.primitive.name == "convert_element_type":
         return array
-    operands = [array, *(values[x] for x in others)]
-    return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
+    operands = [array, *evaluate(expression.inputs[1:], values)]
+    return equation_function([expression.eqn])(*_distinct(expression.eqn, operands))[
+        expression.index
+    ]
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:

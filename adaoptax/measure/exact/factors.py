@@ -61,6 +61,11 @@ class Factor:
         """Every g_b times its `weight` [B]."""
         raise NotImplementedError
 
+    def times(self, number: jax.Array) -> Self:
+        """Every g_b times one number."""
+        length = jax.tree.leaves(self)[0].shape[0]
+        return self.scaled(jnp.broadcast_to(number, length))
+
     def first(self, number: int) -> Self:
         """The first `number` examples."""
         return jax.tree.map(lambda x: x[:number], self)
