@@ -16,7 +16,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 autodoc_typehints = "none"
 napoleon_use_ivar = True
 default_role = "py:obj"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "measure_cost.md"]  # the latter is included
 html_theme = "sphinx_book_theme"
 html_title = "adaoptax"
 

@@ -18,7 +18,7 @@ from adaoptax.measure.exact.factors import Want
 
 # A pass over a buffer of g_b costs as much as so many multiplications of Gram matrices an entry.
 _GRAM_PER_ENTRY = 50
-_BATCHED_BYTES = 256 * 2**20
+_BATCHED_BYTES = 64 * 2**20
 
 
 class Choice(NamedTuple):

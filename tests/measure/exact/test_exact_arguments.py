@@ -66,7 +66,7 @@ in_scan = lambda x: jax.lax.scan(lambda c, _: (c, unordered(x)), 0.0, None, leng
 )
 def test_a_loss_with_side_effects(loss, primitive):
     traced = jax.make_jaxpr(loss)(jnp.ones(3))
-    with pytest.raises(ValueError, match=rf"{primitive} at .*test_arguments\.py:\d+.*aux"):
+    with pytest.raises(ValueError, match=rf"{primitive} at .*test_exact_arguments\.py:\d+.*aux"):
         check_effects(traced)
 
 

@@ -70,12 +70,11 @@ class Patches(Factor):
         return sum_over_examples(self, want, weight)
 
     def inner(self, other: jax.Array) -> jax.Array:
-        rule = self.rule
-        kernel = rule.restore(jnp.conj(other)).astype(rule.parameter.dtype)
-        images = self.x.reshape(-1, *self.x.shape[2:])
-        along = rule.forward(images, kernel).reshape(self.d.shape)
-        products = along.astype(other.dtype) * self.d
-        return jnp.real(jnp.sum(products.reshape(self.d.shape[0], -1), axis=1))
+        def of_one(one: "Patches") -> jax.Array:
+            outer = Outer(*jax.vmap(one.rule.patches)(one.x, one.d))
+            return jnp.sum(outer.inner(other))
+
+        return jax.lax.map(of_one, self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

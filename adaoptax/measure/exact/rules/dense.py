@@ -26,6 +26,9 @@ from adaoptax.measure.exact.factors import (
 from adaoptax.measure.exact.rules.rule import Rule
 
 
+_ALL = Want(True, True, True)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outer(Factor):
@@ -95,8 +98,14 @@ class Outer(Factor):
         )
 
     def inner(self, other: jax.Array) -> jax.Array:
-        if (flat := self._flat()) is not None:
-            along = _product("ri,io->ro", flat[0], jnp.conj(other[0])) * flat[1]
+        formula = cost.choose(self.sizes, _ALL, jax.default_backend()).formula
+        if formula == "batched":  # XLA forms the gradients once, for this and for the moments
+            flat = _gradients(self).reshape(self.sizes.b, -1)
+            return jnp.real(flat @ jnp.conj(other).reshape(-1))
+        if formula == "scan":
+            return super().inner(other)
+        if (flat_pair := self._flat()) is not None:
+            along = _product("ri,io->ro", flat_pair[0], jnp.conj(other[0])) * flat_pair[1]
         else:
             along = _product("bnti,nio->bnto", self.x, jnp.conj(other)) * self.d
         return jnp.real(jnp.sum(along.reshape(self.sizes.b, -1), axis=1))
@@ -104,7 +113,7 @@ class Outer(Factor):
     def inner_with_total(self, total: jax.Array) -> jax.Array:
         b, _, t, i, o = self.sizes
         flat = self._flat()
-        if flat is None or t > 1 or b * (i + o) >= i * o:
+        if flat is None or t > 1 or b * (i + o) > i * o:
             return self.inner(total)
         inputs, outputs = (_product("bi,ci->bc", x, jnp.conj(x)) for x in flat)
         return jnp.real(jnp.sum(inputs * outputs, axis=1))
@@ -115,24 +124,20 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _by_factors(outer: Outer, want: Want, weight: jax.Array) -> Moments:
-    sq_norms = squares = None
-    if want.norm:
-        lengths = [jnp.sum(_tree.squared_modulus(y[:, :, 0]), -1) for y in (outer.x, outer.d)]
-        sq_norms = jnp.sum(lengths[0] * lengths[1], -1)
-    if want.coordinate:
-        squares = _square_sums(outer, weight)
+    lengths = lambda x: jnp.sum(_tree.squared_modulus(x), axis=-1)
+    sq_norms = jnp.sum(lengths(outer.x) * lengths(outer.d), (1, 2)) if want.norm else None
+    squares = _square_sums(outer, weight) if want.coordinate else None
     return Moments(outer.total(), sq_norms, squares)
 
 
 def _square_sums(outer: Outer, weight: jax.Array) -> jax.Array:
     """Σ w_b |x_b|²ᵀ|d_b|² for T = 1."""
-    x, d = _tree.widen(outer.x), _tree.widen(outer.d)
+    x, d = _tree.widen(outer.x), rows_times(jnp.sqrt(weight), _tree.widen(outer.d))
     # Squares of small cotangents would underflow. And since the inputs' squares now wait for the
     # cotangents, they are not alive during the whole backward pass.
     largest = jnp.max(jnp.abs(d))
     scale = jnp.where(largest > 0, largest, 1)
-    squares = (_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale))
-    return Outer(squares[0], rows_times(weight, squares[1])).total()
+    return Outer(_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale)).total()
 
 
 def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
@@ -141,8 +146,13 @@ def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
     return Moments(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
 
 
+def _gradients(outer: Outer) -> jax.Array:
+    """[B, N, I, O]: all gradients at once."""
+    return _product("bnti,bnto->bnio", outer.x, outer.d)
+
+
 def _batched(outer: Outer, want: Want, weight: jax.Array) -> Moments:
-    gradients = _product("bnti,bnto->bnio", outer.x, outer.d)
+    gradients = _gradients(outer)
     flat = gradients.reshape(gradients.shape[0], -1)
     # Sums over examples as products with vectors: BLAS reads the gradients once for each.
     total = (jnp.ones(flat.shape[0], flat.dtype) @ flat).reshape(gradients.shape[1:])

@@ -48,7 +48,8 @@ class Full(Factor):
         d = _tree.widen(self.d)
         squares = _tree.squared_modulus(d)
         return Moments(
-            self.total(),
+            # Beside the other sums over examples XLA forms no copy for this one.
+            jnp.sum(d, axis=0)[None, None] if want.coordinate else self.total(),
             jnp.sum(squares, axis=1) if want.norm else None,
             jnp.sum(weight[:, None] * squares, axis=0)[None, None] if want.coordinate else None,
         )
