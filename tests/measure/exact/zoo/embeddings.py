@@ -289,3 +289,12 @@ def halves_of_a_table(draw: Draw) -> Entry:
         return jnp.tanh(words[ids] + others[ids])[..., 1:] @ p[3:6, :3]
 
     return fit(draw, forward, table, draw.ids(4, ROWS, TOKENS))
+
+
+@entry
+def table_read_by_rows_and_by_columns(draw: Draw) -> Entry:
+    def forward(p, x):
+        return jnp.tanh(p[x["row"]]).sum(-1) * jnp.tanh(p.T[x["column"]]).sum(-1)
+
+    inputs = {"row": draw.ids(WORDS, ROWS, TOKENS), "column": draw.ids(3, ROWS, TOKENS)}
+    return fit(draw, forward, draw(WORDS, 3), inputs)

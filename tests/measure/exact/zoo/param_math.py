@@ -214,3 +214,38 @@ def mixture_of_weights(draw: Draw) -> Entry:
         return jnp.tanh(jnp.einsum("bd,bdk->bk", x, w))
 
     return fit(draw, forward, params, draw(ROWS, 4))
+
+
+@entry
+def weight_norm_of_a_large_layer(draw: Draw) -> Entry:
+    """Gradients of all examples together are larger than should be formed at once."""
+    forward = lambda p, x: jnp.tanh(x @ (p / jnp.linalg.norm(p, axis=0)))[:, :50]
+    return fit(draw, forward, draw.weight(2100, 1700), draw(ROWS, 2100))
+
+
+@entry
+def decisions_by_parameters(draw: Draw) -> Entry:
+    """Integers and truth values that are computed from parameters, and meet the data."""
+    params = {"choice": draw(8), "gate": draw(9), "mask": draw(4), "w": draw.weight(4, 3)}
+
+    def forward(p, x):
+        column = x[:, jnp.argmax(p["choice"])] * jnp.max(p["choice"])
+        h = jnp.where(p["mask"] > 0, x[:, :4], p["mask"])
+        h = jax.lax.cond(jnp.sum(p["gate"]) > 0, jnp.sin, jnp.cos, h @ p["w"])
+        pruned = p["w"] * (jnp.abs(p["w"]) > 0.3)
+        return jnp.tanh(h + x[:, 4:] @ pruned) + column[:, None] + p["gate"][2]
+
+    return fit(draw, forward, params, draw(ROWS, 8))
+
+
+@entry
+def quantised_weight(draw: Draw) -> Entry:
+    """Rounded in the forward pass, straight through in the backward pass; the scale is learned."""
+    params = {"w": draw(4, 5), "step": draw.weight()}
+
+    def forward(p, x):
+        scaled = p["w"] / p["step"]
+        rounded = scaled + jax.lax.stop_gradient(jnp.round(scaled) - scaled)
+        return jnp.tanh(x @ (rounded * p["step"]))
+
+    return fit(draw, forward, params, draw(ROWS, 4))
