@@ -20,6 +20,24 @@ def weight_norm(draw: Draw) -> Entry:
 
 
 @entry
+def scaled_weights(draw: Draw) -> Entry:
+    """W / √n, −W and W c with c an extra argument, of one W, beside a scaled bias."""
+    params = {"w": draw(4, 4), "b": draw(4), "k": draw(3, 4, 2)}
+
+    def loss_fn(params, batch, scale):
+        h = jnp.tanh(batch["x"] @ (params["w"] / jnp.sqrt(4.0)) + 2.0 * params["b"])
+        h = jnp.sin(h @ (params["w"] * scale)) - h @ -params["w"]
+        kernel = 0.5 * params["k"]
+        h = jax.lax.conv_general_dilated(
+            h, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return jnp.mean((h - batch["y"]) ** 2)
+
+    batch = {"x": draw(ROWS, 5, 4), "y": draw(ROWS, 5, 2)}
+    return Entry(loss_fn, params, batch, args=(np.float32(0.7),))
+
+
+@entry
 def lora_frozen_argument(draw: Draw) -> Entry:
     """x W + x A B with W an extra argument."""
     params = {"a": draw.weight(5, 2), "b": draw.weight(2, 4)}
