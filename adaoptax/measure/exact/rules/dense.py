@@ -25,7 +25,6 @@ from adaoptax.measure.exact.factors import (
 )
 from adaoptax.measure.exact.rules.rule import Rule
 
-
 _ALL = Want(True, True, True)
 
 
