@@ -15,7 +15,12 @@ _HARMLESS = ("DebugEffect", "InternalMutableArrayEffect")
 
 
 def check_params(params: ArrayTree) -> None:
-    """Raises ValueError unless every leaf can be differentiated: real or complex floats."""
+    """Raises ValueError unless there are leaves, and all can be differentiated: floats."""
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"Expected params to hold at least one array, got params={params!r}: without"
+            " parameters there is no gradient to measure."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -40,6 +45,17 @@ def check_local_params(params: ArrayTree, batch: ArrayTree) -> None:
             " is, got replicated ones: inside jax.shard_map their gradients are sums over devices."
             " Measure with adaoptax.measure.devices(axis_name, adaoptax.measure.exact()), or take"
             " adaoptax.vary(params, axis_name)."
+        )
+
+
+def check_one_number(closed_jaxpr: Any) -> None:
+    """Raises TypeError, as `jax.grad` does, unless the loss of one example is one real number."""
+    loss = closed_jaxpr.out_avals[0]
+    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(
+            "Expected loss_fn to return one real number, its mean over the batch, got"
+            f" {loss.str_short()} for a batch of one example: this usually means that jnp.mean is"
+            " missing at its end."
         )
 
 

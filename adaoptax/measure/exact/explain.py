@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.control_flow import loop_of_groups
@@ -154,8 +155,10 @@ def explain_loss(
     """`explain`, of a loss that is already described."""
     num_examples = count_rows(batch)
     want = Want(*(name in statistics for name in STATISTICS))
-    keys = jax.eval_shape(lambda: loss.split_keys(args, num_examples))
-    traced = trace_example(loss, params, batch, keys)
+    # Keys as shapes; what the examples share stays as it is, since the loss computes with it.
+    split = lambda key: jax.random.split(key, num_examples)
+    args = loss.map_keys(lambda key: jax.eval_shape(split, key), args)
+    traced = trace_example(loss, params, batch, args)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path) or "params" for path, _ in leaves]
     plan = make_plan(traced.closed, len(names))
@@ -165,7 +168,7 @@ def explain_loss(
             found[_origin(leaf, plan).position] = how, why, turns * flops, memory
     unused = ("unused", "no example depends on it", 0.0, 0.0)
     treatments = tuple(
-        Treatment(name, tuple(leaf.shape), *found.get(i, unused))
+        Treatment(name, jnp.shape(leaf), *found.get(i, unused))
         for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
     )
     # A forward pass, and two products backward for each one forward.

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import combine_aux
-from adaoptax.measure.exact.arguments import check_effects, check_local_params, check_params
+from adaoptax.measure.exact.arguments import (
+    check_effects,
+    check_local_params,
+    check_one_number,
+    check_params,
+)
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.mixing import check_separable
 from adaoptax.measure.exact.planning import make_plan
@@ -71,6 +76,7 @@ def measure_rows(
     inverse_share = jnp.where(real, 1 / jnp.where(real, group_share, 1), 0)
 
     traced = trace_example(loss, params, batch, loss.split_keys(args, num_rows))
+    check_one_number(traced.closed)
     check_effects(traced.closed)
     leaves, structure = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in leaves]

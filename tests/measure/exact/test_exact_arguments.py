@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import io_callback
 
+from adaoptax import value_grad_and_stats
+from adaoptax.measure import exact
 from adaoptax.measure.exact.arguments import (
     check_effects,
     check_group_size,
@@ -34,6 +36,29 @@ def test_parameters_that_have_no_gradient(leaf, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
 def test_parameters_that_have_a_gradient(dtype):
     check_params({"w": jnp.ones(2, dtype), "python": 1.0, "none": None})
+
+
+@pytest.mark.parametrize("params", [{}, None, {"layer": ()}])
+def test_no_parameters_at_all(params):
+    measured = value_grad_and_stats(lambda p, x: jnp.mean(x), exact())
+    with pytest.raises(ValueError, match="params to hold at least one array, got params="):
+        measured(params, jnp.ones((4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        pytest.param(lambda w, x: x @ w, r"float32\[1\]", id="no mean"),
+        pytest.param(lambda w, x: jnp.mean(x @ w)[None], r"float32\[1\]", id="one entry"),
+        pytest.param(lambda w, x: jnp.mean(x * w, axis=0), r"float32\[2\]", id="mean of rows"),
+        pytest.param(lambda w, x: jnp.mean(x @ w) + 0j, r"complex64\[\]", id="complex"),
+    ],
+)
+@pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
+def test_a_loss_that_is_no_number(loss, found, jit):
+    measured = jit(value_grad_and_stats(loss, exact()))
+    with pytest.raises(TypeError, match=rf"one real number.*got {found} for a batch of one"):
+        measured(jnp.ones(2), jnp.ones((4, 2)))
 
 
 def ignore(x):

@@ -88,6 +88,24 @@ def test_shapes_suffice():
     assert explanation.num_examples == 8
 
 
+def test_extra_arguments_are_values_that_the_loss_computes_with():
+    """Arrays, flags and keys; only of the keys the shape suffices."""
+
+    def loss_fn(p, x, scale, flag, key):
+        assert flag == "train"
+        noise = jax.random.normal(key, x.shape)
+        return mean_square(jnp.where(scale > 0, x + scale * noise, x) @ p)
+
+    args = jnp.ones([]), "train", jax.random.key(0)
+    (found,) = explain(loss_fn, SQUARE, X, *args, key_argnums=4).treatments
+    assert found.how.startswith("dense")
+
+
+def test_a_parameter_that_is_a_python_float():
+    explanation = explain(lambda p, x: mean_square(x * p["scale"]), {"scale": 0.5}, X)
+    assert explanation.treatments[0].shape == ()
+
+
 def test_scans_multiply_the_work():
     deep, shallow = (np.ones((n, 8, 8), "f4") for n in (6, 3))
     work = lambda params: explain(layers, params, X).treatments[0].flops
