@@ -106,7 +106,16 @@ def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expressi
         leaves = frozenset()
     settled = all(x.settled for x in inputs)
     return [
-        Apply(v.aval, leaves, needs, settled, (*place, i), eqn, tuple(inputs), i)
+        Apply(
+            v.aval,
+            leaves if jnp.issubdtype(v.aval.dtype, jnp.inexact) else frozenset(),
+            needs,
+            settled,
+            (*place, i),
+            eqn,
+            tuple(inputs),
+            i,
+        )
         for i, v in enumerate(eqn.outvars)
     ]
 

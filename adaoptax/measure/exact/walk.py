@@ -196,6 +196,8 @@ class _Walker:
             )
         return [
             self.repeat(Parameter(*parts), (*here, i))
+            if jnp.issubdtype(parts[0].dtype, jnp.inexact)
+            else parts[0]  # no gradient flows through integers
             for i, parts in enumerate(zip(outputs, repeated, squares, strict=True))
         ]
 
