@@ -90,7 +90,7 @@ def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> Gradient
             return whole.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
         return _of_probe(scatter, measured, whole).astype(square.dtype)
 
-    variance, inner, coordinate = jnp.full([], jnp.nan, sq_norm.dtype), None, None
+    variance, inner, coordinate = None, None, None
     if moments.square_sums is not None:
         squares = jax.tree.map(_tree.squared_modulus, grads)
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
@@ -104,7 +104,7 @@ def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> Gradient
         num_examples=whole.num_examples.astype(sq_norm.dtype),
         num_groups=measured.num_groups.astype(sq_norm.dtype),
         sq_norm=sq_norm,
-        variance=variance.astype(sq_norm.dtype),
+        variance=(jnp.full([], jnp.nan) if variance is None else variance).astype(sq_norm.dtype),
         inner_product_variance=inner,
         coordinate_variance=coordinate,
     )
