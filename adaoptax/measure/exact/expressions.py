@@ -162,7 +162,7 @@ def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> 
     array = rearrange(first, array, values)
     if eqn.primitive.name == "convert_element_type":
         return array
-    operands = [array, *(values[x] for x in others)]
+    operands = [array, *evaluate(others, values)]
     return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
 
 
