@@ -210,10 +210,15 @@ def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> 
     array = rearrange(source, array, values)
     if not is_isometry(expression.eqn) or expression.eqn.primitive.name == "convert_element_type":
         return array
+<<<<<<< HEAD
     operands = [array, *evaluate(expression.inputs[1:], values)]
     return equation_function([expression.eqn])(*_distinct(expression.eqn, operands))[
         expression.index
     ]
+=======
+    operands = [array, *evaluate(others, values)]
+    return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
+>>>>>>> review
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:

@@ -98,7 +98,7 @@ def measure_rows(
     )
     carriers = jax.tree.map(lambda zeros: vary_like(zeros, leaves[0]), carriers)
     differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (value, aux), (grads, found) = differentiate(leaves, carriers)
+    (value, aux), (grads, found) = _final(differentiate(leaves, carriers))
     aux = jax.tree.unflatten(jax.tree.structure(traced.outputs), [value, *aux])[1]
     if loss.has_aux:
         whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, batch)[1]
@@ -111,3 +111,20 @@ def measure_rows(
     )
     value = jnp.where(sums > 0, value, jnp.nan)
     return (value, aux), jax.tree.unflatten(structure, grads), moments
+
+
+@jax.custom_vjp
+def _final(tree: Any) -> Any:
+    """`tree`, which must not be differentiated: roots hide the parameters from whoever tries."""
+    return tree
+
+
+def _refuse(saved: None, cotangents: Any) -> tuple:
+    raise TypeError(
+        "Expected what the exact method returns to be a result, got a derivative taken through it:"
+        " it has no second derivatives. Measure with adaoptax.measure.per_example(), or"
+        " differentiate loss_fn itself."
+    )
+
+
+_final.defvjp(lambda tree: (tree, None), _refuse)

@@ -90,7 +90,7 @@ def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> Gradient
             return whole.unbiased(jnp.maximum(scatter, 0)).astype(square.dtype)
         return _of_probe(scatter, measured, whole).astype(square.dtype)
 
-    variance, inner, coordinate = jnp.full([], jnp.nan, sq_norm.dtype), None, None
+    variance, inner, coordinate = None, None, None
     if moments.square_sums is not None:
         squares = jax.tree.map(_tree.squared_modulus, grads)
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
@@ -104,7 +104,7 @@ def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> Gradient
         num_examples=whole.num_examples.astype(sq_norm.dtype),
         num_groups=measured.num_groups.astype(sq_norm.dtype),
         sq_norm=sq_norm,
-        variance=variance.astype(sq_norm.dtype),
+        variance=(jnp.full([], jnp.nan) if variance is None else variance).astype(sq_norm.dtype),
         inner_product_variance=inner,
         coordinate_variance=coordinate,
     )
@@ -136,7 +136,9 @@ def exact(
 
     The variance is :math:`(\sum_i \lVert g_i \rVert^2 - B \lVert g \rVert^2) / (B - 1)`: its
     relative error in float32 is about :math:`10^{-7} \kappa`, :math:`\kappa = B \lVert g \rVert^2 /
-    ((B - 1) S^2)`, which matters only where examples hardly differ.
+    ((B - 1) S^2)`, which matters only where examples hardly differ; that of the variance of one
+    coordinate likewise, and that of `inner_product_variance` about :math:`10^{-7} \lVert g \rVert^2
+    / \sqrt{V_{ip}}`. `per_example` centres first, and does not lose these digits.
 
     Args:
         statistics: What to compute: any of ``"norm"`` (`variance`), ``"inner"``

@@ -267,6 +267,18 @@ def layer_named_by_an_argument(draw: Draw) -> Entry:
 
 
 @entry
+def part_that_starts_at_an_argument(draw: Draw) -> Entry:
+    """A slice whose start is computed, of a weight that nothing else reads."""
+
+    def loss_fn(params, batch, start):
+        part = jax.lax.dynamic_slice(params, (2 * start, start - 1), (4, 3))
+        return jnp.mean((jnp.tanh(batch["x"] @ part) - batch["y"]) ** 2)
+
+    batch = {"x": draw(ROWS, 4), "y": draw(ROWS, 3)}
+    return Entry(loss_fn, draw(7, 4), batch, args=(np.int32(1),))
+
+
+@entry
 def rows_of_a_table_named_by_an_argument(draw: Draw) -> Entry:
     """A gather by indices that all examples share: a part of the table, some rows twice."""
 
