@@ -21,7 +21,7 @@ Place = tuple[int, ...]
 # keeps norms.
 _ISOMETRIES = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "dynamic_slice", "split"}
-    | {"copy", "copy_p", "sharding_constraint"}
+    | {"copy", "copy_p", "name", "reshard", "sharding_constraint"}
 )
 
 
@@ -105,10 +105,11 @@ def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expressi
     if eqn.primitive.name == "stop_gradient":
         leaves = frozenset()
     settled = all(x.settled for x in inputs)
+    flows = lambda v: jnp.issubdtype(v.aval.dtype, jnp.inexact)
     return [
         Apply(
             v.aval,
-            leaves if jnp.issubdtype(v.aval.dtype, jnp.inexact) else frozenset(),
+            leaves if flows(v) else frozenset(),
             needs,
             settled,
             (*place, i),
@@ -139,49 +140,51 @@ def is_isometry(eqn: Any) -> bool:
 
 def isometric_leaf(expression: Expression) -> Leaf | None:
     """The parameter that `expression` is a rearranged part of, if it is one."""
-    while isinstance(expression, Apply) and is_isometry(expression.eqn):
-        if not expression.inputs[0].leaves:
-            return None
-        expression = expression.inputs[0]
+    while (operand := _rearranged(expression)) is not None:
+        expression = operand
     return expression if isinstance(expression, Leaf) else None
 
 
-def scaled_leaf(expression: Expression) -> Leaf | None:
-    """The parameter that `expression` is a rearranged part of, but for constant factors."""
-    while isinstance(expression, Apply):
-        source = _source(expression)
-        if source is None or not source.leaves:
-            return None
-        expression = source
+def similar_leaf(expression: Expression) -> Leaf | None:
+    """The parameter that `expression` is `multiple` times a rearranged part of, if it is one."""
+    while (operand := _rearranged(expression) or _scaled(expression)) is not None:
+        expression = operand
     return expression if isinstance(expression, Leaf) else None
 
 
-def factors_of(expression: Expression, values: Mapping[Any, Any]) -> list[Any]:
-    """The constant factors between `expression` and its `scaled_leaf`."""
-    found = []
-    while isinstance(expression, Apply):
-        source = _source(expression)
-        assert source is not None
-        if not is_isometry(expression.eqn):
-            one = jnp.ones([], source.aval.dtype)
-            operands = evaluate(expression.inputs, {**values, source: one})
-            numbers = [jnp.reshape(x, ()) for x in operands]
-            found.append(expression.eqn.primitive.bind(*numbers, **expression.eqn.params))
-        expression = source
-    return found
-
-
-def _source(expression: Apply) -> Expression | None:
-    """The operand of which `expression` is a rearranged part, or a constant multiple."""
-    name, inputs = expression.eqn.primitive.name, expression.inputs
-    if is_isometry(expression.eqn) or name == "neg":
-        return inputs[0]
-    if name not in ("mul", "div"):
+def _rearranged(expression: Expression) -> Expression | None:
+    """What `expression` is an isometry of."""
+    if not (isinstance(expression, Apply) and is_isometry(expression.eqn)):
         return None
-    first, second = inputs
-    if second.size == 1 and not second.leaves:
-        return first
-    return second if name == "mul" and first.size == 1 and not first.leaves else None
+    return expression.inputs[0] if expression.inputs[0].leaves else None
+
+
+def _scaled(expression: Expression) -> Expression | None:
+    """What `expression` is a multiple of, by one number through which no gradient flows."""
+    if not isinstance(expression, Apply):
+        return None
+    name = expression.eqn.primitive.name
+    which = [i for i, x in enumerate(expression.inputs) if x.leaves]
+    if len(which) != 1 or not (name == "mul" or (name in ("div", "neg") and which == [0])):
+        return None
+    operand = expression.inputs[which[0]]
+    others = [x for x in expression.inputs if x is not operand]
+    alike = operand.aval.shape == expression.aval.shape
+    return operand if alike and all(x.aval.shape == () for x in others) else None
+
+
+def multiple(expression: Expression, values: Mapping[Any, Any]) -> Any:
+    """The number that `expression` is times its rearranged `similar_leaf`; None for one."""
+    number = None
+    while isinstance(expression, Apply):
+        operand = _scaled(expression)
+        if operand is not None:
+            one = jnp.ones([], operand.aval.dtype)
+            inputs = [one if x is operand else evaluate([x], values)[0] for x in expression.inputs]
+            (times,) = equation_function([expression.eqn])(*_distinct(expression.eqn, inputs))
+            number = times if number is None else number * times
+        expression = operand or expression.inputs[0]
+    return number
 
 
 def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> list[Any]:
@@ -201,24 +204,28 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
 
 
 def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
-    """`expression` without factors and casts, of an `array` in the place of its parameter."""
+    """The entries of an `array` of any dtype that `expression` has of its `similar_leaf`."""
     if isinstance(expression, Leaf):
         return array
+    if (operand := _scaled(expression)) is not None:
+        return rearrange(operand, array, values)
     assert isinstance(expression, Apply)
-    source = _source(expression)
-    assert source is not None
-    array = rearrange(source, array, values)
-    if not is_isometry(expression.eqn) or expression.eqn.primitive.name == "convert_element_type":
+    eqn, (first, *others) = expression.eqn, expression.inputs
+    array = rearrange(first, array, values)
+    if eqn.primitive.name == "convert_element_type":
         return array
-<<<<<<< HEAD
-    operands = [array, *evaluate(expression.inputs[1:], values)]
-    return equation_function([expression.eqn])(*_distinct(expression.eqn, operands))[
-        expression.index
-    ]
-=======
     operands = [array, *evaluate(others, values)]
     return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
->>>>>>> review
+
+
+def indices_of(expression: Expression) -> list[Expression]:
+    """What `rearrange` reads beside the array: the indices of slices."""
+    found: list[Expression] = []
+    while isinstance(expression, Apply):
+        operand = _scaled(expression)
+        found += () if operand else expression.inputs[1:]
+        expression = operand or expression.inputs[0]
+    return found
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:

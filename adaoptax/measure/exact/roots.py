@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax.measure.exact.clusters import arrange
-from adaoptax.measure.exact.expressions import Place, constants_of, factors_of, scaled_leaf
+from adaoptax.measure.exact.expressions import Place, constants_of
 from adaoptax.measure.exact.factors import Factor
 from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.exact.rules.expand import Full
@@ -74,14 +74,10 @@ def _forward(spec: _Spec, parameters: list, constants: list, carriers: Carriers)
 def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
     root, setting = spec
     parameters, constants, carriers = saved
+    factors = [_factor(site, slot) for site, slot in zip(root.sites, cotangents, strict=True)]
     known = constants_of([site.expression for site in root.sites])
     values = dict(zip([*root.leaves, *known], [*parameters, *constants], strict=True))
-    factors = [_factor(site, slot) for site, slot in zip(root.sites, cotangents, strict=True)]
     arrangement = arrange(root)
-    if arrangement:
-        factors = [
-            _times(factor, site, values) for factor, site in zip(factors, root.sites, strict=True)
-        ]
     inputs = (root, setting, factors, values, carriers.square_weight)
     sums = sums_of_factors(arrangement, *inputs) if arrangement else sums_of_gradients(*inputs)
     like = lambda x, zeros: None if zeros is None else x.astype(zeros.dtype)
@@ -99,15 +95,6 @@ def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
 
 
 _slots.defvjp(_forward, _backward)
-
-
-def _times(factor: Factor, site: Site, values: dict) -> Factor:
-    """The factor times the constants by which the parameter was multiplied on its way."""
-    if scaled_leaf(site.expression) is None:
-        return factor
-    for number in factors_of(site.expression, values):
-        factor = factor.times(number)
-    return factor
 
 
 def _factor(site: Site, slot: Any) -> Factor:
