@@ -1,5 +1,7 @@
 """What `method=None` chooses: one test for each row of the table in `measure.default`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_extra_arguments_do_not_matter():
         methods.append(chosen(loss_fn, args=args, key_argnums=4))
         return scale
 
-    methods = []
+    methods: list[Any] = []
     method_of(jnp.ones([]))
     jax.jit(method_of)(jnp.ones([]))
     assert methods == [measure.exact()] * 2
@@ -81,7 +83,7 @@ def test_work_beyond_a_tenth_of_the_gradient_is_measured_in_groups():
 def test_several_devices_are_measured_in_groups():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     batch = jax.device_put(X, NamedSharding(mesh, P("data")))
-    methods = []
+    methods: list[Any] = []
 
     def step(params, x):
         methods.append(chosen(dense, params, x))

@@ -1,6 +1,7 @@
 """The exact method under JAX's transformations, and what it asks of the compiler."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +98,9 @@ def test_donated_parameters():
 
 def test_one_compilation_and_no_transfers():
     """Whatever the mask, and with nothing read back by the host."""
-    step = jax.jit(lambda params, x, mask: measured(params, x, mask=mask))
+    step: Any = jax.jit(lambda params, x, mask: measured(params, x, mask=mask))
     params, x = jax.device_put((PARAMS, X))
-    masks = jax.device_put([np.ones(6, np.float32), np.float32([1, 0, 1, 1, 0, 0.5])])
+    masks = jax.device_put([np.ones(6, np.float32), np.array([1, 0, 1, 1, 0, 0.5], np.float32)])
     with jax.transfer_guard("disallow"):
         for mask in masks:
             found = step(params, x, mask)
