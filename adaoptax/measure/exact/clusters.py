@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaoptax.measure.exact.expressions import Leaf, constants_of, isometric_leaf, rearrange
+from adaoptax.measure.exact.expressions import (
+    Leaf,
+    constants_of,
+    indices_of,
+    rearrange,
+    similar_leaf,
+)
 from adaoptax.measure.exact.factors import Factor
 from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.exact.rules.dense import Dense, Outer
@@ -95,7 +101,7 @@ def _is_number(site: Site) -> bool:
 
 
 def _leaf_of(site: Site) -> Leaf | None:
-    return isometric_leaf(site.expression)
+    return similar_leaf(site.expression)
 
 
 def _clusters(parameter: Leaf, sites: Sequence[Site]) -> list[Cluster] | None:
@@ -133,9 +139,11 @@ def _clusters(parameter: Leaf, sites: Sequence[Site]) -> list[Cluster] | None:
 
 def _entries(site: Site) -> np.ndarray | None:
     """Which entries of its parameter a site sees, as [N, I, O]; None if that is not known yet."""
-    parameter, known = site.expression, constants_of([site.expression])
+    parameter, indices = site.expression, indices_of(site.expression)
     (leaf,) = parameter.leaves
-    if any(isinstance(constant.value, jax.core.Tracer) for constant in known):
+    known = constants_of(indices)
+    traced = any(isinstance(constant.value, jax.core.Tracer) for constant in known)
+    if traced or any(index.needs for index in indices):
         return None
     numbers = np.arange(leaf.size, dtype=np.int32).reshape(leaf.aval.shape)
     with jax.ensure_compile_time_eval():

@@ -21,7 +21,7 @@ Place = tuple[int, ...]
 # keeps norms.
 _ISOMETRIES = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "dynamic_slice", "split"}
-    | {"copy", "copy_p", "sharding_constraint"}
+    | {"copy", "copy_p", "name", "reshard", "sharding_constraint"}
 )
 
 
@@ -130,11 +130,51 @@ def is_isometry(eqn: Any) -> bool:
 
 def isometric_leaf(expression: Expression) -> Leaf | None:
     """The parameter that `expression` is a rearranged part of, if it is one."""
-    while isinstance(expression, Apply) and is_isometry(expression.eqn):
-        if not expression.inputs[0].leaves:
-            return None
-        expression = expression.inputs[0]
+    while (operand := _rearranged(expression)) is not None:
+        expression = operand
     return expression if isinstance(expression, Leaf) else None
+
+
+def similar_leaf(expression: Expression) -> Leaf | None:
+    """The parameter that `expression` is `multiple` times a rearranged part of, if it is one."""
+    while (operand := _rearranged(expression) or _scaled(expression)) is not None:
+        expression = operand
+    return expression if isinstance(expression, Leaf) else None
+
+
+def _rearranged(expression: Expression) -> Expression | None:
+    """What `expression` is an isometry of."""
+    if not (isinstance(expression, Apply) and is_isometry(expression.eqn)):
+        return None
+    return expression.inputs[0] if expression.inputs[0].leaves else None
+
+
+def _scaled(expression: Expression) -> Expression | None:
+    """What `expression` is a multiple of, by one number through which no gradient flows."""
+    if not isinstance(expression, Apply):
+        return None
+    name = expression.eqn.primitive.name
+    which = [i for i, x in enumerate(expression.inputs) if x.leaves]
+    if len(which) != 1 or not (name == "mul" or (name in ("div", "neg") and which == [0])):
+        return None
+    operand = expression.inputs[which[0]]
+    others = [x for x in expression.inputs if x is not operand]
+    alike = operand.aval.shape == expression.aval.shape
+    return operand if alike and all(x.aval.shape == () for x in others) else None
+
+
+def multiple(expression: Expression, values: Mapping[Any, Any]) -> Any:
+    """The number that `expression` is times its rearranged `similar_leaf`; None for one."""
+    number = None
+    while isinstance(expression, Apply):
+        operand = _scaled(expression)
+        if operand is not None:
+            one = jnp.ones([], operand.aval.dtype)
+            inputs = [one if x is operand else evaluate([x], values)[0] for x in expression.inputs]
+            (times,) = equation_function([expression.eqn])(*_distinct(expression.eqn, inputs))
+            number = times if number is None else number * times
+        expression = operand or expression.inputs[0]
+    return number
 
 
 def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> list[Any]:
@@ -154,9 +194,11 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
 
 
 def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
-    """`expression`, an isometry of one parameter, of an `array` of any dtype in its place."""
+    """The entries of an `array` of any dtype that `expression` has of its `similar_leaf`."""
     if isinstance(expression, Leaf):
         return array
+    if (operand := _scaled(expression)) is not None:
+        return rearrange(operand, array, values)
     assert isinstance(expression, Apply)
     eqn, (first, *others) = expression.eqn, expression.inputs
     array = rearrange(first, array, values)
@@ -164,6 +206,16 @@ def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> 
         return array
     operands = [array, *evaluate(others, values)]
     return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
+
+
+def indices_of(expression: Expression) -> list[Expression]:
+    """What `rearrange` reads beside the array: the indices of slices."""
+    found: list[Expression] = []
+    while isinstance(expression, Apply):
+        operand = _scaled(expression)
+        found += () if operand else expression.inputs[1:]
+        expression = operand or expression.inputs[0]
+    return found
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:

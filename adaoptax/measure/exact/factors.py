@@ -58,7 +58,7 @@ class Factor:
         raise NotImplementedError
 
     def scaled(self, weight: jax.Array) -> Self:
-        """Every g_b times its `weight` [B]."""
+        """Every g_b times its `weight` [B], or times one number []."""
         raise NotImplementedError
 
     def first(self, number: int) -> Self:
@@ -113,5 +113,6 @@ def real_dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def rows_times(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """Row b of `x` times weight[b]."""
-    return x * weight.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    """Row b of `x` times weight[b]; the weight itself is not rounded to a narrow dtype."""
+    weight = weight.astype(wide(x)).reshape(-1, *(1,) * (x.ndim - 1))
+    return (_tree.widen(x) * weight).astype(x.dtype)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from adaoptax import _tree
 from adaoptax.measure.exact.clusters import Arrangement, Cluster
-from adaoptax.measure.exact.expressions import evaluate, rearrange
+from adaoptax.measure.exact.expressions import evaluate, multiple, rearrange
 from adaoptax.measure.exact.factors import Factor, Want, real_dot
-from adaoptax.measure.exact.planning import Root
+from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.varying import vary_like
 
 # Gradients that have to be formed are formed at once up to this size.
@@ -99,9 +99,15 @@ def sums_of_factors(
     """
     want = setting.want
     of_site = dict(zip(root.sites, factors, strict=True))
+
+    def of_parameter(site: Site) -> Factor:
+        """The factor of the parameter's gradient, where the site sees a multiple of it."""
+        number = multiple(site.expression, values)
+        return of_site[site] if number is None else of_site[site].scaled(number)
+
     parts = []
     for cluster in arrangement.clusters:
-        whole = cluster.factor([of_site[site] for site in cluster.sites])
+        whole = cluster.factor(list(map(of_parameter, cluster.sites)))
         parts.append(_Part(cluster, whole, setting.measured(whole), values))
     moments = [part.measured.moments(want, weight) for part in parts]
     penalties = [setting.measured(of_site[site]) for site in arrangement.penalties]

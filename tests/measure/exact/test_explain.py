@@ -43,6 +43,11 @@ def weight_norm(params, x):
 SQUARE = np.ones((8, 8), "f4")
 HOW = {
     "dense": (lambda p, x: mean_square(x[:, 0] @ p), SQUARE, ["dense, factors"]),
+    "multiple": (
+        lambda p, x: mean_square(x[:, 0] @ (p.T / jnp.sqrt(8.0))),
+        SQUARE,
+        ["dense, factors"],
+    ),
     "sequence": (lambda p, x: mean_square(x @ p), SQUARE, ["dense, gram"]),
     "rnn": (
         rnn,

@@ -20,6 +20,40 @@ def weight_norm(draw: Draw) -> Entry:
 
 
 @entry
+def scaled_weights(draw: Draw) -> Entry:
+    """Equalised learning rates: every weight is divided by the root of its fan-in before use."""
+    params = {"in": draw(4, 5), "square": draw(5, 5), "out": draw(5, 2), "bias": draw(2)}
+
+    def loss_fn(p, batch, rate):
+        h = jnp.tanh(batch["x"] @ (p["in"] / jnp.sqrt(4)))
+        h = jnp.tanh(h @ (rate * p["square"].T) + h @ -p["square"])
+        h = jnp.tanh(h @ (p["square"] / jax.lax.stop_gradient(jnp.linalg.norm(p["square"]))))
+        y = h @ (0.5 * p["out"]) + 0.1 * p["bias"]
+        return jnp.mean((y - batch["y"]) ** 2) + 0.1 * jnp.sum((0.3 * p["out"]) ** 2)
+
+    batch = {"x": draw(ROWS, 3, 4), "y": draw(ROWS, 3, 2)}
+    return Entry(loss_fn, params, batch, args=(jnp.float32(0.7),))
+
+
+@entry
+def scaled_weights_of_every_kind(draw: Draw) -> Entry:
+    """A table, its transpose as the last layer, a kernel, and the layers of a scan."""
+    params = {"table": draw(7, 3), "kernel": draw(2, 3, 3), "layers": draw(2, 3, 3)}
+
+    def loss_fn(p, batch):
+        h = (p["table"] * 3.0)[batch["ids"]]
+        h = jax.lax.conv_general_dilated(
+            h, p["kernel"] / 2, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC")
+        )
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ (0.5 * w)), None), h, p["layers"])
+        scores = h @ (p["table"].T / -2)
+        return jnp.mean((scores - batch["y"]) ** 2)
+
+    batch = {"ids": draw.ids(7, ROWS, 4), "y": draw(ROWS, 4, 7)}
+    return Entry(loss_fn, params, batch)
+
+
+@entry
 def lora_frozen_argument(draw: Draw) -> Entry:
     """x W + x A B with W an extra argument."""
     params = {"a": draw.weight(5, 2), "b": draw.weight(2, 4)}
