@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -16,7 +15,7 @@ import adaoptax
 from adaoptax import measure
 
 sys.path.append(str(Path(__file__).parents[1]))
-from device_problem import (  # noqa: E402
+from device_problem import (
     AUTO,
     BATCH,
     EXPLICIT,
@@ -41,9 +40,8 @@ def test_a_sharded_batch_under_jit(kind: Any, shards: int | None) -> None:
     np.testing.assert_allclose(flat(grads), per_row_gradients().mean(axis=0), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [AUTO])
-def test_inner_products_of_a_sharded_batch(kind: Any) -> None:
-    params, batch = put(mesh_of((8,), kind))
+def test_inner_products_of_a_sharded_batch() -> None:
+    params, batch = put(mesh_of((8,), AUTO))
     names = ("norm", "inner", "coordinate")
     fn = adaoptax.value_grad_and_stats(loss_fn, measure.exact(names))
     stats = jax.jit(fn)(params, batch)[2]
@@ -52,6 +50,17 @@ def test_inner_products_of_a_sharded_batch(kind: Any) -> None:
     np.testing.assert_allclose(stats.inner_product_variance, along.var(ddof=1), rtol=1e-5)
     found = flat(stats.coordinate_variance)
     np.testing.assert_allclose(found, rows.var(axis=0, ddof=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"statistics": ("inner",)}, {"probe_size": 8}, {"shards": 1}])
+def test_all_rows_at_once_on_an_explicit_mesh(options: Any) -> None:
+    params, batch = put(mesh_of((8,), EXPLICIT))
+    fn = adaoptax.value_grad_and_stats(loss_fn, measure.exact(**options))
+    message = r"not sharded over Explicit mesh axes \('data',\).*AxisType.Auto"
+    with pytest.raises(ValueError, match=message):
+        jax.jit(fn)(params, batch)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(measure.per_example_moments(loss_fn))(params, batch)
 
 
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
