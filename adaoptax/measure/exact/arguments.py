@@ -1,5 +1,6 @@
 """Checks of what the exact method is given, beyond those that every method makes."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend import source_info_util
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.shards import batch_axes, mesh_of
 from adaoptax.measure.varying import varying_axes
 
 # By name, since jax has no public ones: printing, and state that lives and dies inside the loss.
@@ -45,6 +47,17 @@ def check_local_params(params: ArrayTree, batch: ArrayTree) -> None:
             " is, got replicated ones: inside jax.shard_map their gradients are sums over devices."
             " Measure with adaoptax.measure.devices(axis_name, adaoptax.measure.exact()), or take"
             " adaoptax.vary(params, axis_name)."
+        )
+
+
+def check_local_rows(batch: ArrayTree) -> None:
+    """Raises ValueError for rows that are sharded by their type: their sums would be ambiguous."""
+    axes = batch_axes(batch)
+    if axes and math.prod(mesh_of(batch).shape[axis] for axis in axes) > 1:
+        raise ValueError(
+            f"Expected a batch whose rows are not sharded over Explicit mesh axes {axes}: inner"
+            " products, probes and numbers of single examples need all rows at once. Measure norms"
+            " and coordinates alone, or take a mesh with axis_types=AxisType.Auto."
         )
 
 

@@ -11,6 +11,7 @@ from adaoptax.measure.aux import combine_aux
 from adaoptax.measure.exact.arguments import (
     check_effects,
     check_local_params,
+    check_local_rows,
     check_one_number,
     check_params,
 )
@@ -58,6 +59,7 @@ def measure_rows(
     num_rows = count_rows(batch)
     check_params(params)
     check_local_params(params, batch)
+    check_local_rows(batch)
     if num_rows > 1:
         check_separable(loss, params, batch, args)
     num_groups = num_rows // group_size

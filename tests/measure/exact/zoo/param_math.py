@@ -21,20 +21,36 @@ def weight_norm(draw: Draw) -> Entry:
 
 @entry
 def scaled_weights(draw: Draw) -> Entry:
-    """W / √n, −W and W c with c an extra argument, of one W, beside a scaled bias."""
-    params = {"w": draw(4, 4), "b": draw(4), "k": draw(3, 4, 2)}
+    """Equalised learning rates: every weight is divided by the root of its fan-in before use."""
+    params = {"in": draw(4, 5), "square": draw(5, 5), "out": draw(5, 2), "bias": draw(2)}
 
-    def loss_fn(params, batch, scale):
-        h = jnp.tanh(batch["x"] @ (params["w"] / jnp.sqrt(4.0)) + 2.0 * params["b"])
-        h = jnp.sin(h @ (params["w"] * scale)) - h @ -params["w"]
-        kernel = 0.5 * params["k"]
+    def loss_fn(p, batch, rate):
+        h = jnp.tanh(batch["x"] @ (p["in"] / jnp.sqrt(4)))
+        h = jnp.tanh(h @ (rate * p["square"].T) + h @ -p["square"])
+        h = jnp.tanh(h @ (p["square"] / jax.lax.stop_gradient(jnp.linalg.norm(p["square"]))))
+        y = h @ (0.5 * p["out"]) + 0.1 * p["bias"]
+        return jnp.mean((y - batch["y"]) ** 2) + 0.1 * jnp.sum((0.3 * p["out"]) ** 2)
+
+    batch = {"x": draw(ROWS, 3, 4), "y": draw(ROWS, 3, 2)}
+    return Entry(loss_fn, params, batch, args=(jnp.float32(0.7),))
+
+
+@entry
+def scaled_weights_of_every_kind(draw: Draw) -> Entry:
+    """A table, its transpose as the last layer, a kernel, and the layers of a scan."""
+    params = {"table": draw(7, 3), "kernel": draw(2, 3, 3), "layers": draw(2, 3, 3)}
+
+    def loss_fn(p, batch):
+        h = (p["table"] * 3.0)[batch["ids"]]
         h = jax.lax.conv_general_dilated(
-            h, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            h, p["kernel"] / 2, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC")
         )
-        return jnp.mean((h - batch["y"]) ** 2)
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ (0.5 * w)), None), h, p["layers"])
+        scores = h @ (p["table"].T / -2)
+        return jnp.mean((scores - batch["y"]) ** 2)
 
-    batch = {"x": draw(ROWS, 5, 4), "y": draw(ROWS, 5, 2)}
-    return Entry(loss_fn, params, batch, args=(np.float32(0.7),))
+    batch = {"ids": draw.ids(7, ROWS, 4), "y": draw(ROWS, 4, 7)}
+    return Entry(loss_fn, params, batch)
 
 
 @entry
