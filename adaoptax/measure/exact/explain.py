@@ -154,7 +154,7 @@ def explain_loss(
 ) -> Explanation:
     """`explain`, of a loss that is already described."""
     num_examples = count_rows(batch)
-    want = Want(*(name in statistics for name in STATISTICS))
+    want = Want.of(statistics)
     # Keys as shapes; what the examples share stays as it is, since the loss computes with it.
     split = lambda key: jax.random.split(key, num_examples)
     args = loss.map_keys(lambda key: jax.eval_shape(split, key), args)

@@ -11,6 +11,8 @@ Every rule brings the gradients g_b of a parameter, seen as [N, I, O], in one of
 The cotangents of complex parameters are not conjugated, so that ⟨a, b⟩ is Re Σ a b*.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -26,6 +28,11 @@ class Want(NamedTuple):
     norm: bool
     inner: bool
     coordinate: bool
+
+    @classmethod
+    def of(cls, statistics: Sequence[str]) -> Self:
+        """Those that are named."""
+        return cls(*(name in statistics for name in cls._fields))
 
 
 class Moments(NamedTuple):
@@ -59,7 +66,8 @@ class Factor:
 
     def scaled(self, weight: jax.Array) -> Self:
         """Every g_b times its `weight` [B], or times one number []."""
-        raise NotImplementedError
+        factor: Any = self
+        return dataclasses.replace(factor, d=rows_times(weight, factor.d))
 
     def first(self, number: int) -> Self:
         """The first `number` examples."""

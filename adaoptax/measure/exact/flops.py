@@ -1,7 +1,6 @@
 """Work of a traced loss, counted: products and convolutions, which are nearly all of it."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from jax.extend import core as jex
@@ -22,16 +21,5 @@ def _of_equation(eqn: Any) -> float:
         kernel = eqn.invars[1].aval.shape
         out = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out
-    if name == "cond":
-        return max(map(count_flops, _inside(eqn)))
-    return params.get("length", 1) * sum(map(count_flops, _inside(eqn)))
-
-
-def _inside(eqn: Any) -> Iterator[Any]:
-    """The jaxprs in the parameters of an equation."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, jex.Jaxpr):
-                yield item
+    inside = map(count_flops, jex.jaxprs_in_params(params))
+    return max(inside) if name == "cond" else params.get("length", 1) * sum(inside)

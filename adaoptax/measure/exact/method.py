@@ -54,7 +54,7 @@ class Exact:
                 batch,
                 args,
                 mask,
-                want=wanted(self.statistics),
+                want=Want.of(self.statistics),
                 group_size=self.group_size,
                 num_measured=probe,
             )
@@ -69,11 +69,6 @@ class Exact:
             return self.shards or 1
         shards = shards_of(batch, params, num_groups)
         return shards if num_groups >= 2 * shards else 1
-
-
-def wanted(statistics: Sequence[str]) -> Want:
-    """The names as flags."""
-    return Want(*(name in statistics for name in STATISTICS))
 
 
 def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> GradientStats:
@@ -250,7 +245,7 @@ def per_example_moments(
     def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
         loss.check_keys(args)
         (value, aux), grads, moments = measure_rows(
-            loss, params, batch, args, mask, want=wanted(statistics)
+            loss, params, batch, args, mask, want=Want.of(statistics)
         )
         found = PerExampleMoments(moments.sq_norms, moments.inner_products, moments.square_sums)
         return ((value, aux) if has_aux else value), grads, found

@@ -19,7 +19,6 @@ from adaoptax.measure.exact.factors import (
     Factor,
     Moments,
     Want,
-    rows_times,
     sum_over_examples,
 )
 from adaoptax.measure.exact.rules.dense import Outer
@@ -53,9 +52,6 @@ class Patches(Factor):
         """Turns of a scan, stacked on axis 0, become images."""
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
         return jax.tree.map(join, self)
-
-    def scaled(self, weight: jax.Array) -> Self:
-        return dataclasses.replace(self, d=rows_times(weight, self.d))
 
     def total(self) -> jax.Array:
         rule = self.rule

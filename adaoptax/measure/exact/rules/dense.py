@@ -72,9 +72,6 @@ class Outer(Factor):
         """The gradient of the transposed parameter."""
         return Outer(self.d, self.x)
 
-    def scaled(self, weight: jax.Array) -> Self:
-        return dataclasses.replace(self, d=rows_times(weight, self.d))
-
     def total(self) -> jax.Array:
         if (flat := self._flat()) is not None:
             return _product("ri,ro->io", *flat)[None]

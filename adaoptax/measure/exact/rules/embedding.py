@@ -48,9 +48,6 @@ class Rows(Factor):
         join = lambda *xs: jnp.concatenate(xs, axis=1)
         return jax.tree.map(join, self, *others)
 
-    def scaled(self, weight: jax.Array) -> Self:
-        return dataclasses.replace(self, d=rows_times(weight, self.d))
-
     def total(self) -> jax.Array:
         flat = Rows(self.ids.reshape(-1), self.d.reshape(-1, self.d.shape[-1]), self.num_rows)
         return flat.gradient()

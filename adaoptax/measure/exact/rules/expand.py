@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
-from adaoptax.measure.exact.factors import Factor, Moments, Want, rows_times
+from adaoptax.measure.exact.factors import Factor, Moments, Want
 
 
 @jax.tree_util.register_dataclass
@@ -31,9 +31,6 @@ class Full(Factor):
     def turned(self) -> Self:
         """Never needed: a parameter is expanded outside of scans."""
         raise NotImplementedError
-
-    def scaled(self, weight: jax.Array) -> Self:
-        return dataclasses.replace(self, d=rows_times(weight, self.d))
 
     def total(self) -> jax.Array:
         # A product with ones runs on the matrix unit.
