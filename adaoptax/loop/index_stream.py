@@ -1,5 +1,6 @@
 """Rows of a random-access source, one after another: the whole state is one integer."""
 
+import itertools
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -10,9 +11,18 @@ from adaoptax.loop.background import BackgroundThread
 from adaoptax.loop.fingerprint import fingerprint
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.rows import join_micro_batches
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.saved_state import (
+    checksum,
+    require_checksum,
+    require_equal,
+    require_keys,
+    saved_count,
+)
 from adaoptax.loop.share import Share
 from adaoptax.loop.sources import RandomAccess
+
+# What may not be edited in a saved state; the number of epochs and the fingerprint may.
+_SEALED = ("kind", "cursor", "seed", "length", "shuffle")
 
 
 class IndexStream:
@@ -61,10 +71,9 @@ class IndexStream:
             raise StopIteration
         if self._thread is None:
             return self._rows(self.cursor, stop), stop - self.cursor
-        starts = self._starts(stop)
-        self._read_ahead(starts)
+        futures = self._reading(stop)
         try:
-            parts = [self._futures[start].result() for start in starts]
+            parts = [future.result() for future in futures]
         except BaseException:
             self._forget_failures()
             raise
@@ -78,6 +87,17 @@ class IndexStream:
                 del self._futures[start]
             stop = self._clip(self.cursor + self._prefetch * self._micro)
             self._read_ahead(self._starts(stop))
+
+    def _reading(self, stop: int) -> list[Future[Any]]:
+        """What was read ahead of the rows up to `stop`, and the rest of them as one job."""
+        assert self._thread is not None
+        starts = self._starts(stop)
+        ahead = list(itertools.takewhile(self._futures.__contains__, starts))
+        futures = [self._futures[start] for start in ahead]
+        if len(ahead) < len(starts):
+            rest = starts[len(ahead)]
+            futures.append(self._thread.submit(self._rows, rest, stop))
+        return futures
 
     def _starts(self, stop: int) -> list[int]:
         """Where the micro-batches up to `stop` begin: those with rows of this process, or one."""
@@ -126,7 +146,7 @@ class IndexStream:
 
     def get_state(self) -> dict[str, Any]:
         """Returns the place as a new dict of plain numbers."""
-        return {
+        state = {
             "kind": "index",
             "cursor": self.cursor,
             "seed": self._seed,
@@ -135,6 +155,7 @@ class IndexStream:
             "num_epochs": self._num_epochs,
             "fingerprint": self._fingerprint_if_readable(),
         }
+        return state | {"checksum": checksum(state, _SEALED)}
 
     def _data_fingerprint(self) -> int | None:
         if self._fingerprint is None:
@@ -155,7 +176,7 @@ class IndexStream:
         """Goes to a saved place, or raises ValueError and stays."""
         require_keys("state['stream']", state, ["kind"])
         require_equal("kind", state["kind"], "index", "pass the kind of source it was saved with.")
-        keys = ["cursor", "seed", "length", "shuffle", "num_epochs", "fingerprint"]
+        keys = [*_SEALED, "num_epochs", "fingerprint", "checksum"]
         require_keys("state['stream']", state, keys)
         cursor = saved_count(state, "cursor")
         again = "the order of the examples would differ; pass the saved value to BatchLoader."
@@ -175,6 +196,7 @@ class IndexStream:
                 f"Expected cursor <= {self._end} (num_epochs={self._num_epochs} of "
                 f"{self.length} examples), got cursor={cursor} saved: pass a larger num_epochs."
             )
+        require_checksum(state, _SEALED)
         here = self._data_fingerprint() if state["fingerprint"] is not None else None
         if here is not None:
             require_equal(

@@ -6,9 +6,20 @@ from typing import Any
 import jax
 
 from adaoptax.loop.iterators import SavingIterator
+from adaoptax.loop.plain import from_plain, to_plain
 from adaoptax.loop.rows import join_micro_batches, num_rows
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.saved_state import (
+    checksum,
+    require_checksum,
+    require_equal,
+    require_keys,
+    saved_count,
+)
 from adaoptax.loop.share import Share
+from adaoptax.loop.signature import Signature
+from adaoptax.loop.tensors import to_host
+
+_SEALED = ("kind", "cursor", "ended", "iterator")
 
 
 class IteratorStream:
@@ -29,6 +40,7 @@ class IteratorStream:
         self._iterator = iterator
         self._share, self._micro = share, share.micro
         self._ended = False
+        self._signature = Signature()
         # Where an undelivered batch began (a tuple, because a place may be None).
         self._undelivered: tuple[Any] | None = None
         self._end_reached = False
@@ -52,6 +64,8 @@ class IteratorStream:
                 self._end_reached = True
                 break
             count = self._checked_rows(part)
+            part = jax.tree.map(to_host, part)
+            self._signature.check(part)
             parts.append(part)
             total += count
             if count < self._micro:
@@ -102,12 +116,13 @@ class IteratorStream:
     def get_state(self) -> dict[str, Any]:
         """Returns the place as a new dict, which holds a copy of the iterator's own state."""
         self._go_back()
-        return {
+        state = {
             "kind": "iterator",
             "cursor": self.cursor,
             "ended": self._ended,
-            "iterator": self._iterator.save(),
+            "iterator": to_plain(self._iterator.save()),
         }
+        return state | {"checksum": checksum(state, _SEALED)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved place, or raises ValueError and stays."""
@@ -115,17 +130,18 @@ class IteratorStream:
         require_equal(
             "kind", state["kind"], "iterator", "pass the kind of source it was saved with."
         )
-        require_keys("state['stream']", state, ["cursor", "ended", "iterator"])
+        require_keys("state['stream']", state, [*_SEALED, "checksum"])
         cursor = saved_count(state, "cursor")
         if not isinstance(state["ended"], bool):
             raise ValueError(
                 f"Expected ended to be True or False, got ended={state['ended']!r} saved: the "
                 "saved state is damaged."
             )
+        require_checksum(state, _SEALED)
         self._go_back()
         self._undelivered = (self._iterator.save(),)
         try:
-            self._iterator.load(state["iterator"])
+            self._iterator.load(from_plain(state["iterator"]))
         except Exception as error:  # the next use goes back to the place just saved
             raise ValueError(
                 "Expected a state that source accepts, but it raised "

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from adaoptax.loop.kinds import is_a
+
 
 class SavingIterator(Protocol):
     """An iterator of ready micro-batches whose place can be saved and loaded."""
@@ -70,6 +72,8 @@ class StateDictIterable:
 
 def as_saving_iterator(source: Any) -> SavingIterator | None:
     """Wraps `source` for reading one after another; None where it cannot save its place."""
+    if is_a(source, "datasets.iterable_dataset.IterableDataset"):
+        _refuse_shuffle_buffer(source)
     if _has(source, "__iter__", "state_dict", "load_state_dict"):
         return StateDictIterable(source)
     # A grain IterDataset or DataLoader saves its place in the iterator that `iter` makes. What
@@ -79,6 +83,22 @@ def as_saving_iterator(source: Any) -> SavingIterator | None:
     if _has(source, "__next__", "get_state", "set_state"):
         return GetStateIterator(source)
     return None
+
+
+def _refuse_shuffle_buffer(dataset: Any) -> None:
+    """The state of a Hugging Face dataset leaves out what its shuffle buffer holds."""
+    nodes = [getattr(dataset, "_ex_iterable", None)]
+    while nodes:
+        node = nodes.pop()
+        if type(node).__name__ == "BufferShuffledExamplesIterable":
+            raise ValueError(
+                "Expected a source that resumes exactly, got a Hugging Face IterableDataset with a "
+                "shuffle buffer, whose examples a resume would lose: leave out .shuffle() and "
+                "store the examples in random order, or pass a map-style Dataset, which the loader "
+                "shuffles."
+            )
+        nodes += [getattr(node, "ex_iterable", None)] if hasattr(node, "ex_iterable") else []
+        nodes += getattr(node, "ex_iterables", [])
 
 
 def _has(source: Any, *names: str) -> bool:

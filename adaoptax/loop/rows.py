@@ -6,6 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from adaoptax.loop.tensors import to_host
+
+# One call converts a list of them, and all have one type.
+_PLAIN = {int, float, bool}
+
 
 def stack_examples(examples: Sequence[Any], indices: Sequence[int]) -> Any:
     """Stacks example pytrees into one pytree whose leaves have a leading axis of rows."""
@@ -39,7 +44,8 @@ def _join(
         if other != structure:
             raise ValueError(
                 f"Expected examples of one structure, got {structure} at {names[0]} and {other} "
-                f"at {name}: give every example the same keys and fields."
+                f"at {name}: give every example the same keys and fields, and lists one length "
+                "(or make them arrays)."
             )
         rows.append(leaves)
     columns = zip(*rows, strict=True)
@@ -49,22 +55,26 @@ def _join(
 def _join_leaf(
     column: Sequence[Any], join: Callable[[Sequence[Any]], np.ndarray], names: Sequence[str]
 ) -> np.ndarray:
-    if isinstance(column[0], jax.Array):
-        column = [to_host(leaf) for leaf in column]
+    types = set(map(type, column))
+    if len(types) == 1 and types <= _PLAIN:
+        return np.asarray(column)
+    arrays = column if types == {np.ndarray} else [to_host(leaf) for leaf in column]
+    dtypes = [array.dtype for array in arrays]
+    if len(set(dtypes)) > 1 and not all(dtype.kind in "US" for dtype in dtypes):
+        odd = next(i for i, dtype in enumerate(dtypes) if dtype != dtypes[0])
+        raise ValueError(
+            f"Expected examples of one type, got {dtypes[0]} at {names[0]} and {dtypes[odd]} at "
+            f"{names[odd]}: convert them to one type in the source."
+        )
     try:
-        return join(column)
+        return join(arrays)
     except ValueError as error:
-        shapes = [np.shape(leaf) for leaf in column]
+        shapes = [array.shape for array in arrays]
         odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), 0)
         raise ValueError(
             f"Expected examples of one shape, got {shapes[0]} at {names[0]} and {shapes[odd]} at "
             f"{names[odd]}: pad or crop them to one shape before the loader."
         ) from error
-
-
-def to_host(leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array; from a device by an explicit transfer."""
-    return np.asarray(jax.device_get(leaf) if isinstance(leaf, jax.Array) else leaf)
 
 
 def num_rows(batch: Any) -> int:
@@ -75,7 +85,8 @@ def num_rows(batch: Any) -> int:
         raise ValueError(
             "Expected a micro-batch whose leaves are arrays with one equal number of rows, got "
             f"{describe_rows(counts)}: this usually means that the source yields single examples "
-            "or lists of numbers; batch it into NumPy arrays first."
+            "or lists of numbers; batch it into NumPy arrays first (a Hugging Face dataset by "
+            '.with_format("numpy").batch(micro_batch_size)).'
         )
     return next(iter(counts.values()))[0]
 

@@ -1,5 +1,7 @@
 """Checks of a saved state before anything is restored from it: all errors are ValueErrors."""
 
+import json
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,3 +33,22 @@ def require_equal(name: str, saved: Any, here: Any, remedy: str) -> None:
 def saved_count(state: Mapping[str, Any], key: str) -> int:
     """The whole number >= 0 saved under `key`."""
     return whole_number(key, state[key], 0, "the saved state is damaged.")
+
+
+def checksum(state: Mapping[str, Any], keys: Iterable[str]) -> int:
+    """Checksum of what is saved under `keys`: the same after a round trip through JSON."""
+    text = json.dumps({key: state[key] for key in keys}, sort_keys=True, default=_type_name)
+    return zlib.crc32(text.encode())
+
+
+def require_checksum(state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises ValueError unless what is saved under `keys` is what it was when it was saved."""
+    if state["checksum"] != checksum(state, keys):
+        raise ValueError(
+            f"Expected {', '.join(keys)} as they were saved, got a checksum that does not fit "
+            "them: the saved state is damaged, or was edited; pass what get_state() returned."
+        )
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__

@@ -7,10 +7,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from adaoptax.loop.rows import describe_rows, stack_examples, to_host
+from adaoptax.loop.huggingface import HuggingFaceSource
+from adaoptax.loop.kinds import is_a, is_of_package
+from adaoptax.loop.rows import describe_rows, stack_examples
+from adaoptax.loop.signature import Signature
+from adaoptax.loop.tensors import is_array, to_host
 
 # Far more examples than any order fits in memory: `len` of an endlessly repeated dataset.
 _ENDLESS = min(2**40, sys.maxsize)
+_TENSOR_DATASET = "torch.utils.data.dataset.TensorDataset"
 
 
 class RandomAccess(Protocol):
@@ -38,9 +43,9 @@ class ArraySource:
         self._structure: Any
         named, self._structure = jax.tree.flatten_with_path(arrays)
         for path, leaf in named:
-            if not isinstance(leaf, (np.ndarray, jax.Array)):
+            if not is_array(leaf):
                 raise TypeError(
-                    f"Expected NumPy or JAX arrays in source, got {type(leaf).__name__} at "
+                    f"Expected NumPy, JAX or torch arrays in source, got {type(leaf).__name__} at "
                     f"source{jax.tree_util.keystr(path)}: convert it with np.asarray, or pass a "
                     "list where the elements are examples."
                 )
@@ -64,17 +69,18 @@ class ExampleSource:
     def __init__(self, examples: Any) -> None:
         self._examples = examples
         self.length = _checked_length(len(examples))
-        # Recognised by name, so that grain need not be imported.
-        self.knows_epochs = any(
-            cls.__name__ == "MapDataset" and cls.__module__.partition(".")[0] == "grain"
-            for cls in type(examples).__mro__
-        )
+        self.knows_epochs = is_of_package(examples, "grain", "MapDataset")
+        self._signature = Signature()
 
     def gather(self, indices: np.ndarray) -> Any:
         """Reads the examples in one call where `__getitems__` is offered, else one by one."""
         wanted = indices.tolist()
+        self._check_length()
         try:
             examples = self._read(wanted)
+        except IndexError:
+            self._check_length()
+            raise
         except StopIteration as error:
             # Inside `next` it would look like the end of the data, and drop the rest in silence.
             raise RuntimeError(
@@ -86,18 +92,32 @@ class ExampleSource:
                 f"Expected {len(wanted)} examples from source.__getitems__, got {len(examples)}: "
                 "it must return a list with one example an index."
             )
-        return stack_examples(examples, wanted)
+        batch = stack_examples(examples, wanted)
+        self._signature.check(batch)
+        return batch
 
     def _read(self, wanted: list[int]) -> list[Any]:
         if hasattr(self._examples, "__getitems__"):
             return self._examples.__getitems__(wanted)
         return [self._examples[index] for index in wanted]
 
+    def _check_length(self) -> None:
+        length = len(self._examples)
+        if length != self.length:
+            raise ValueError(
+                f"Expected source with {self.length} examples as at first, got {length}: it must "
+                "not change while it is read; make a new loader for the changed data."
+            )
+
 
 def as_random_access(source: Any) -> RandomAccess | None:
     """Wraps `source` for reading by index; None where it offers no random access."""
-    if isinstance(source, (np.ndarray, jax.Array)) or _is_container(source):
+    if is_array(source) or _is_container(source):
         return ArraySource(source)
+    if type(source).__name__ == "TensorDataset" and is_a(source, _TENSOR_DATASET):
+        return ArraySource(tuple(source.tensors))  # the same examples, by one index for all
+    if is_a(source, "datasets.arrow_dataset.Dataset"):
+        return HuggingFaceSource(source)
     if isinstance(source, (str, bytes)):
         raise TypeError(
             f"Expected examples as source, got {source!r:.80}: this usually means a path; read "

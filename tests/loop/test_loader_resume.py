@@ -144,9 +144,10 @@ def test_state_is_plain_and_fresh():
             "shuffle": True,
             "num_epochs": None,
             "fingerprint": state["stream"]["fingerprint"],
+            "checksum": state["stream"]["checksum"],
         },
     }
-    assert type(state["stream"]["fingerprint"]) is int
+    assert {type(state["stream"][name]) for name in ("fingerprint", "checksum")} == {int}
     before = copy.deepcopy(state)
     next(loader)
     assert state == before
@@ -202,6 +203,8 @@ def change(path, value):
         (change("stream.length", 104), "Expected length=103 as here, got length=104.*other data"),
         (change("stream.num_epochs", 2), "Expected num_epochs=3 as here, got num_epochs=2"),
         (change("stream.num_epochs", None), "got num_epochs=None saved"),
+        (change("stream.cursor", 12), "got a checksum that does not fit"),
+        (change("stream.checksum", KeyError), "the key 'checksum'"),
         (change("stream.fingerprint", 1), "Expected fingerprint=.*other data"),
         (lambda state: json.dumps(state), "Expected state to be a dict"),
         (lambda state: None, "Expected state to be a dict"),
@@ -273,8 +276,7 @@ def test_refuses_a_state_that_an_iterator_does_not_take():
     expected = take(BatchLoader(StateDict(), 4), [8, 8])
     assert take(loader, [8]) == expected[:1]
     state = loader.get_state()
-    foreign = copy.deepcopy(state)
-    foreign["stream"]["iterator"] = {"next_index": 3}
+    foreign = BatchLoader(map_dataset().batch(4).to_iter_dataset(), 4).get_state()
     with pytest.raises(ValueError, match=r"a state that source accepts, but it raised KeyError"):
         loader.set_state(foreign)
     with pytest.raises(ValueError, match="Expected ended to be True or False, got ended=1"):

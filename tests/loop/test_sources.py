@@ -1,6 +1,7 @@
 """What may be a source: each kind gives the same rows, everything else is refused clearly."""
 
 import collections
+import json
 import re
 from typing import NamedTuple
 
@@ -172,7 +173,7 @@ def test_iterators_of_micro_batches(kind):
     first = loader.get_state()
     assert next(loader).data["y"].tolist() == list(range(8))
     state = loader.get_state()
-    assert type(state["stream"]["iterator"]) is (bytes if kind == "bytes" else dict)
+    assert json.loads(json.dumps(state)) == state
     last = next(loader)
     assert (last.data["y"].tolist(), last.num_examples) == ([8, 9, 10, 11], 4)
     assert loader.epoch is None
@@ -278,7 +279,7 @@ def test_stop_iteration_of_a_source_is_not_the_end_of_the_data(prefetch):
         ([{"y": np.arange(3)}, {"y": np.arange(4)}], "one of 3 that is not the last"),
         ([{"x": np.arange(4), "y": np.arange(3)}], r"\['x'\]: 4, \['y'\]: 3"),
         ([{"x": [1, 2, 3, 4]}], "lists of numbers"),
-        ([{"x": np.arange(4)}, {"y": np.arange(4)}], "of one structure"),
+        ([{"x": np.arange(4)}, {"y": np.arange(4)}], "the source changed in the middle"),
     ],
 )
 def test_refuses_micro_batches_of_another_size(batches, message):
