@@ -1,6 +1,7 @@
 """Datasets and loaders of torch and torchdata themselves (skipped where they are missing)."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,14 @@ from test_real_sources import N, X, check_growth_and_resume, hf, one
 
 from adaoptax.loop import BatchLoader
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
+torch_data: Any = pytest.importorskip("torch.utils.data")
 stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 
 
-class Pairs(torch.utils.data.Dataset):
+class Pairs(torch_data.Dataset):
     def __len__(self):
         return N
 
@@ -23,13 +25,13 @@ class Pairs(torch.utils.data.Dataset):
         return {"x": torch.full((2,), float(index)), "y": index}
 
 
-class Endless(torch.utils.data.IterableDataset):
+class Endless(torch_data.IterableDataset):
     def __iter__(self):
         return iter(range(N))
 
 
 def tensors():
-    return torch.utils.data.TensorDataset(torch.from_numpy(X), torch.arange(N))
+    return torch_data.TensorDataset(torch.from_numpy(X), torch.arange(N))
 
 
 def stateful_loader(dataset=Pairs, **arguments):
@@ -43,7 +45,7 @@ def stateful_loader(dataset=Pairs, **arguments):
     [
         pytest.param(Pairs, id="Dataset"),
         pytest.param(tensors, id="TensorDataset"),
-        pytest.param(lambda: torch.utils.data.Subset(Pairs(), list(range(N))), id="Subset"),
+        pytest.param(lambda: torch_data.Subset(Pairs(), list(range(N))), id="Subset"),
         pytest.param(lambda: {"x": torch.from_numpy(X), "y": torch.arange(N)}, id="tensors"),
         pytest.param(lambda: hf().with_format("torch"), id="Hugging Face format"),
     ],
@@ -79,7 +81,7 @@ def test_the_state_of_a_stateful_data_loader_is_json_though_it_holds_tensors():
 def test_a_tensor_dataset_gives_what_its_examples_give():
     assert [leaf.tolist() for leaf in one(tensors())] == [X[:4].tolist(), [0, 1, 2, 3]]
 
-    class Doubled(torch.utils.data.TensorDataset):
+    class Doubled(torch_data.TensorDataset):
         def __getitem__(self, index):
             return tuple(2 * tensor for tensor in super().__getitem__(index))
 
@@ -101,7 +103,7 @@ def test_tensors_become_arrays_of_the_same_type_and_bits(dtype, expected):
     values = torch.tensor([1.5, -0.3, 0.0, 2.0**-9, 1.0, 3.0]).to(dtype)
     scalars = [values[i] for i in range(6)]
     vectors = [{"a": values[i : i + 2]} for i in range(5)]
-    for source in (values, scalars, torch.utils.data.TensorDataset(values), vectors):
+    for source in (values, scalars, torch_data.TensorDataset(values), vectors):
         data = one(source)
         data = data[0] if isinstance(data, tuple) else data
         data = data["a"][:, 0] if isinstance(data, dict) else data
@@ -119,12 +121,12 @@ def test_tensors_with_gradients_or_conjugates_are_values():
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (torch.utils.data.DataLoader(Pairs(), 4), TypeError, "instead of its DataLoader"),
+        (torch_data.DataLoader(Pairs(), 4), TypeError, "instead of its DataLoader"),
         (Endless(), TypeError, "torchdata's StatefulDataLoader"),
         ([torch.eye(2).to_sparse()] * 6, TypeError, r"with torch\.sparse_coo.*\.to_dense\(\)"),
         ([torch.zeros(2), torch.zeros(3)] * 3, ValueError, r"\(2,\) at source\[0\] and \(3,\)"),
         ([torch.zeros(2), torch.zeros(2).double()] * 3, ValueError, "float32 at .* and float64"),
-        (torch.utils.data.TensorDataset(torch.zeros(0, 2)), ValueError, "got none"),
+        (torch_data.TensorDataset(torch.zeros(0, 2)), ValueError, "got none"),
     ],
 )
 def test_refuses_with_what_to_pass_instead(source, error, message):
