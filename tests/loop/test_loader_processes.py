@@ -11,12 +11,6 @@ from adaoptax.loop import BatchLoader
 COUNTS = (1, 2, 4)
 
 
-def loaders(count, source, micro, **arguments):
-    return [
-        BatchLoader(source(), micro, process=(index, count), **arguments) for index in range(count)
-    ]
-
-
 def assemble(batches, micro):
     """The rows of all processes in the order of one process, and its mask."""
     blocks = micro // len(batches)
@@ -27,63 +21,6 @@ def assemble(batches, micro):
     leaf = join([batch.data for batch in batches])
     mask = join([batch.mask for batch in batches])
     return leaf.reshape(-1, *leaf.shape[2:]), mask.reshape(-1)
-
-
-def step(group, size, micro):
-    """The next batch of all processes together, as one process would deliver it, then a resize."""
-    batches = [next(loader, None) for loader in group]
-    assert len({loader.resize(size) for loader in group}) == 1
-    states = [json.dumps(loader.get_state(), allow_nan=False) for loader in group]
-    assert len(set(states)) == 1, "the state has to be the same on every process"
-    delivered = [batch for batch in batches if batch is not None]
-    assert len(delivered) in (0, len(batches)), "all processes end together"
-    if not delivered:
-        return None, states[0]
-    assert len({loader.num_rows for loader in group}) == 1
-    assert sum(batch.num_examples for batch in delivered) == group[0].num_examples
-    assert sum(len(batch.mask) for batch in delivered) == group[0].num_rows
-    rows, mask = assemble(delivered, micro)
-    return (rows[mask].tolist(), mask.tolist()), states[0]
-
-
-@pytest.mark.parametrize("kind", ["arrays", "list"])
-def test_random_kills_and_process_counts_deliver_the_stream_of_one_process(kind):
-    for seed in range(150):
-        rng = np.random.default_rng(seed)
-        n, micro = int(rng.integers(1, 60)), 4 * int(rng.integers(1, 4))
-        sizes = [int(s) for s in np.cumsum(rng.integers(-2, 6, size=25)).clip(1, 50)]
-        shared = {
-            "max_batch_size": 16 * micro,
-            "pad_to_max": bool(rng.random() < 0.5),
-            "seed": seed,
-            "num_epochs": None if rng.random() < 0.3 else int(rng.integers(1, 9)),
-        }
-
-        def source(n=n):
-            return np.arange(n) if kind == "arrays" else list(range(n))
-
-        whole = loaders(1, source, micro, **shared)
-        expected = [step(whole, size, micro)[0] for size in sizes]
-        group = loaders(int(rng.choice(COUNTS)), source, micro, **shared)
-        saved, place, kills = None, 0, 0
-        while place < len(sizes):
-            delivered, state = step(group, sizes[place], micro)
-            assert delivered == expected[place], f"{seed=} {place=} {kills=}"
-            place += 1
-            if rng.random() < 0.3:
-                saved = place, state
-            if saved and kills < 8 and rng.random() < 0.3:
-                kills += 1
-                for loader in group:
-                    loader.close()
-                prefetch = int(rng.integers(0, 4))
-                count = int(rng.choice(COUNTS))
-                group = loaders(count, source, micro, prefetch=prefetch, **shared)
-                place = saved[0]
-                for loader in group:
-                    loader.set_state(json.loads(saved[1]))
-        for loader in group:
-            loader.close()
 
 
 @pytest.mark.parametrize("before", COUNTS)

@@ -85,48 +85,6 @@ def test_growth_with_a_resume_after_every_step(kind):
     del loader
 
 
-def test_random_kills_deliver_the_uninterrupted_stream():
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        n, micro = int(rng.integers(1, 60)), int(rng.integers(1, 9))
-        num_epochs = None if rng.random() < 0.5 else int(rng.integers(1, 5))
-        data = np.arange(n) if rng.random() < 0.7 else list(range(n))
-        sizes = [int(s) for s in np.cumsum(rng.integers(-2, 6, size=25)).clip(1, 50)]
-
-        def make(prefetch, data=data, micro=micro, num_epochs=num_epochs, seed=seed):
-            return BatchLoader(
-                data, micro, max_batch_size=8 * micro, seed=seed, num_epochs=num_epochs,
-                prefetch=prefetch,
-            )  # fmt: skip
-
-        def step(loader, size):
-            batch = next(loader, None)
-            loader.resize(size)  # decided after the step, hence part of the state
-            return None if batch is None else (batch.data.tolist(), batch.mask.tolist())
-
-        whole = make(0)
-        expected = [step(whole, size) for size in sizes]
-        loader, saved, delivered = make(0), None, {}
-        place, kills = 0, 0
-        while place < len(sizes):
-            delivered[place] = step(loader, sizes[place])
-            assert delivered[place] == expected[place], f"{seed=} {place=} {kills=}"
-            place += 1
-            if rng.random() < 0.3:
-                saved = place, json.dumps(loader.get_state(), allow_nan=False)
-            if saved and kills < 8 and rng.random() < 0.25:
-                loader.close()
-                kills += 1
-                loader = make(int(rng.integers(0, 4)))
-                place = saved[0]
-                loader.set_state(json.loads(saved[1]))
-        loader.close()
-        # Each finite epoch exactly once, each infinite one in order: the values are the indices.
-        seen = [i for b in delivered.values() if b for i, m in zip(*b, strict=True) if m]
-        for epoch in range(len(seen) // n):
-            assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n)), f"{seed=} {epoch=}"
-
-
 def test_state_is_plain_and_fresh():
     loader = BatchLoader(arrays(), 4, seed=7)
     next(loader)
