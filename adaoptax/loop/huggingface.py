@@ -48,7 +48,7 @@ class HuggingFaceSource:
         self._refuse_holes(wanted)
         columns = self._dataset[wanted]
         if all(_is_column(column, len(indices)) for column in columns.values()):
-            batch = {name: _own(to_host(column)) for name, column in columns.items()}
+            batch = {name: to_host(column) for name, column in columns.items()}
         else:  # nested features, or shapes that differ, which is refused there
             names = list(columns)
             rows = zip(*columns.values(), strict=True)
@@ -80,11 +80,6 @@ def _as_slice(indices: np.ndarray) -> Any:
 def _is_column(column: Any, rows: int) -> bool:
     """Whether one array holds the column; of unequal shapes there is an array of objects."""
     return is_array(column) and column.shape[:1] == (rows,) and column.dtype != object
-
-
-def _own(column: np.ndarray) -> np.ndarray:
-    """A column that may be written to: what is not is memory of the dataset."""
-    return column if column.flags.writeable else column.copy()
 
 
 def _columns_with_holes(dataset: Any, columns: list[str]) -> list[str]:

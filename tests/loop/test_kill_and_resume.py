@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import grain
@@ -121,11 +123,11 @@ class Run:
         num_epochs = int(rng.integers(1, 9))
         walk = np.cumsum(rng.integers(-2, 6, size=STEPS) * self.micro / 4)
         self.sizes = [float(size) for size in walk.clip(1, 1.2 * self.max)]
-        self.shared = {"max_batch_size": self.max, "pad_to_max": self.pad}
+        self.shared: dict[str, Any] = {"max_batch_size": self.max, "pad_to_max": self.pad}
         if self.kind in INDEXED:
             shuffle, endless = bool(rng.random() < 0.8), bool(rng.random() < 0.3)
             epochs = itertools.count() if endless else range(num_epochs)
-            self.stream = (
+            self.stream: Iterator[int] = (
                 int(i)
                 for epoch in epochs
                 for i in (epoch_permutation(self.n, seed, epoch) if shuffle else range(self.n))
