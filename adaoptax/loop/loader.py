@@ -243,7 +243,8 @@ class BatchLoader:
 
         Returns:
             A new dict of plain ints, strings and bools that `json.dumps` takes. For iterator
-            sources it holds a copy of the iterator's own state, whatever that is.
+            sources it holds a copy of the iterator's own state, in which arrays, torch tensors,
+            bytes and tuples are encoded for JSON.
 
         Examples:
             >>> import numpy as np

@@ -120,8 +120,8 @@ def as_random_access(source: Any) -> RandomAccess | None:
         return HuggingFaceSource(source)
     if isinstance(source, (str, bytes)):
         raise TypeError(
-            f"Expected examples as source, got {source!r:.80}: this usually means a path; read "
-            "the file first and pass its arrays or a list of examples."
+            f"Expected examples as source, got {source!r:.80}: this usually means a path or "
+            "the name of a dataset; load it first and pass its arrays or a list of examples."
         )
     if isinstance(source, Mapping):
         raise TypeError(

@@ -14,9 +14,11 @@ _UNKNOWN_SOURCE = """\
 Expected as source one of the two kinds that can be resumed exactly, got {kind}. Pass either \
 (a) random access: arrays with equal leading lengths (a dict, tuple or NamedTuple of them), a \
 list of examples, or an object with __len__ and __getitem__ (grain.MapDataset, a map-style torch \
-dataset instead of its DataLoader, a Hugging Face Dataset, list(...) of a set or generator); or \
+dataset instead of its DataLoader, a Hugging Face Dataset, tfds.data_source instead of a \
+tf.data.Dataset, list(...) of a set or generator); or \
 (b) an iterator of ready micro-batches that can save its place: get_state/set_state (a grain \
-iterator) or state_dict/load_state_dict (torchdata's StatefulDataLoader)."""
+iterator) or state_dict/load_state_dict (torchdata's StatefulDataLoader, a Hugging Face \
+IterableDataset)."""
 
 
 def open_stream(

@@ -64,7 +64,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@settings(max_examples=1500)
+@settings(max_examples=700)
 @given(data=st.data())
 def test_a_changed_state_is_refused_or_continues_the_same_stream(kind, data):
     state = copy.deepcopy(STATES[kind])

@@ -211,10 +211,22 @@ class DataLoader:
         raise AssertionError("would start worker processes")
 
 
+class TensorFlow(DataLoader):
+    """Like a tf.data.Dataset."""
+
+    def as_numpy_iterator(self):
+        raise AssertionError("would start to read")
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
         (None, TypeError, "got None"),
+        (TensorFlow(), TypeError, r"tfds\.data_source instead of a tf\.data\.Dataset"),
+        (zip(X, Y, strict=True), TypeError, "got an object of type zip"),
+        (map(abs, Y), TypeError, "got an object of type map"),
+        (lambda: 1, TypeError, "got an object of type function"),
+        ("mnist", TypeError, "the name of a dataset; load it first"),
         (generator(), TypeError, "got an object of type generator"),
         ({"x": X}.values(), TypeError, "got an object of type dict_values"),
         (iter([1, 2]), TypeError, "got an object of type list_iterator"),

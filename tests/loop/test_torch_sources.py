@@ -1,6 +1,8 @@
 """Datasets and loaders of torch and torchdata themselves (skipped where they are missing)."""
 
 import json
+import pathlib
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -137,3 +139,13 @@ def test_refuses_with_what_to_pass_instead(source, error, message):
 def test_refuses_a_data_loader_of_another_batch_size():
     with pytest.raises(ValueError, match="micro_batch_size=2 examples from source, got one of 4"):
         next(BatchLoader(stateful_loader(), 2))
+
+
+def test_the_torch_code_on_the_page_runs():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "sources.md"
+    blocks = re.findall(r"```\{code-block\} python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+        assert len(next(namespace["loader"]).mask) == 8
