@@ -15,6 +15,7 @@ from adaoptax.batch_tests import (
 )
 from adaoptax.extra_args import bind_extra_args
 from adaoptax.loop import (
+    AdaptiveLoop,
     Batch,
     BatchLoader,
     GrowthPolicy,
@@ -26,6 +27,7 @@ from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
 from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
 from adaoptax.measure.varying import vary
+from adaoptax.observables import observables
 from adaoptax.scaling import (
     ScaleByAdaGradNormState,
     ScaleByAdaScaleState,
@@ -90,12 +92,14 @@ __all__ = [
     "ScaleByScheduleOverExamplesState",
     "scale_by_schedule_over_examples",
     # Acting on the host
+    "AdaptiveLoop",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
     "check_same_everywhere",
     "data_process",
     "global_batch",
+    "observables",
     # For trainers that pass nothing extra
     "bind_extra_args",
 ]  # fmt: skip

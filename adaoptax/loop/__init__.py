@@ -1,14 +1,17 @@
 """The host side of training: batches that grow, the policy that grows them, exact resume."""
 
+from adaoptax.loop.adaptive import AdaptiveLoop, Record
 from adaoptax.loop.loader import Batch, BatchLoader
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.policy import GrowthPolicy
 from adaoptax.loop.processes import check_same_everywhere, data_process, global_batch
 
 __all__ = [
+    "AdaptiveLoop",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "Record",
     "check_same_everywhere",
     "data_process",
     "epoch_permutation",

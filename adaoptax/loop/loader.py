@@ -226,10 +226,15 @@ class BatchLoader:
         return self._stream.cursor
 
     @property
+    def examples_per_epoch(self) -> int | None:
+        """Number of examples in the source; None for iterator sources."""
+        return self._stream.length
+
+    @property
     def epoch(self) -> float | None:
         """Epochs delivered so far, with their fraction; None for iterator sources."""
-        length = self._stream.length
-        return None if length is None else self._stream.cursor / length
+        length = self.examples_per_epoch
+        return None if length is None else self.examples_seen / length
 
     @property
     def step(self) -> int:

@@ -31,7 +31,7 @@ def ramp(*stages):
 def test_every_decision_has_a_name(arguments, required, decisions):
     policy = GrowthPolicy(8, 64, **arguments)
     assert policy.decision is None
-    seen = []
+    seen: list[str | None] = []
     for r in required:
         policy.update(r)
         seen.append(policy.decision)
