@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import optax
+from digits_data import digits
 from reporting import (
     BLUE,
     GREY,
@@ -22,8 +23,6 @@ from reporting import (
     panels,
     write_run,
 )
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import adaoptax
@@ -197,25 +196,6 @@ def train(
         "seconds": time.perf_counter() - started,
     }
     return records, summary
-
-
-def digits(seed: int) -> list[np.ndarray]:
-    """scikit-learn's 8×8 digits: 1,440 to train on, each also shifted by a pixel, 357 to test.
-
-    Returns:
-        Training inputs [7200, 64], test inputs [357, 64], training labels, test labels.
-    """
-    data = load_digits()
-    images = (data.images / 16).astype(np.float32)
-    labels = data.target.astype(np.int32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=357, stratify=labels, random_state=seed
-    )
-    padded = np.pad(x_train, ((0, 0), (1, 1), (1, 1)))
-    shifts = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
-    x_train = np.concatenate([padded[:, i : i + 8, j : j + 8] for i, j in shifts])
-    flat = lambda x: x.reshape(len(x), 64)
-    return [flat(x_train), flat(x_test), np.tile(y_train, len(shifts)), y_test]
 
 
 def main(description: str, make_trainer: MakeTrainer, argv: list[str] | None = None) -> None:

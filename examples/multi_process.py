@@ -23,9 +23,9 @@ from digits import MLP, loss_fn
 from digits_common import (
     add_training_options,
     check_training_options,
-    digits,
     make_optimizer,
 )
+from digits_data import digits
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, local_processes, wait
