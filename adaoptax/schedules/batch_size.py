@@ -28,7 +28,7 @@ class BatchSizeSchedule:
 
     Args:
         sizes: Pairs ``(examples, batch_size)``, thresholds from 0 upward; or a function of the
-            examples seen (a plain int) that returns a whole number.
+            examples seen (a plain int) that returns a whole number; or another schedule.
         tokens_per_example: Where this is given, thresholds (or the argument of the function) are
             in tokens. A threshold of t tokens is ``ceil(t / tokens_per_example)`` examples: the
             stage begins with the first example that starts at or after token t.
@@ -79,6 +79,8 @@ class BatchSizeSchedule:
         self._min, self._max = low, high
         self._function: Callable[[int], int] | None = None
         self._stages: tuple[Stage, ...] | None = None
+        if isinstance(sizes, BatchSizeSchedule) and sizes.stages is not None:
+            sizes = sizes.stages
         if callable(sizes):
             self._function = sizes
             return

@@ -12,7 +12,7 @@ from adaoptax._numbers import round_up, whole_number
 from adaoptax._validate import positive
 from adaoptax.schedules.batch_size import BatchSizeSchedule, batch_size_schedule
 from adaoptax.schedules.runs import Run, runs_until
-from adaoptax.schedules.table import duration, table
+from adaoptax.schedules.table import count, duration, table
 
 _SHOWN = 40  # rows of the table; the middle of a longer plan is left out
 
@@ -77,9 +77,9 @@ class Plan(NamedTuple):
         time = "" if self.seconds is None else f", {duration(self.seconds)}"
         return (
             f"{table(_columns(self), _SHOWN)}\n"
-            f"{self.num_steps:,} steps for {self.num_examples:,} examples{short}, "
-            f"{self.num_programs:,} programs{time}.\n"
-            f"A fixed batch of {first:,} would take {self.fixed_steps:,} steps."
+            f"{count(self.num_steps, 'step')} for {count(self.num_examples, 'example')}{short}, "
+            f"{count(self.num_programs, 'program')}{time}.\n"
+            f"A fixed batch of {first:,} would take {count(self.fixed_steps, 'step')}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Plain text for the eye: aligned columns, lengths of time."""
+"""Plain text for the eye: aligned columns, numbers of things, lengths of time."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +17,11 @@ def table(columns: Mapping[str, Sequence[str]], most_rows: int) -> str:
         half = most_rows // 2
         lines[half:-half] = [f"... {len(lines) - 2 * half:,} more ..."]
     return "\n".join([line(columns), *lines])
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, "1 step" or "2,000 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

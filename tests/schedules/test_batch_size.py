@@ -52,7 +52,8 @@ def test_decimals_and_suffixes_are_exact(digits, point, suffix):
         with pytest.raises(ValueError, match="whole number"):
             parse(f"0:1 {text}:2")
     else:
-        assert parse(f"0:1 {text}:2").stages[1][0] == digits * 10**power // 10**point
+        value = digits * 10**power // 10**point
+        assert parse(f"0:1 {text}:2").stages == ((0, 1), (value, 2))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,9 @@ def test_tokens_begin_a_stage_with_the_first_example_at_or_after_them(pairs, len
         return
     in_tokens = BatchSizeSchedule(pairs, tokens_per_example=length)
     assert in_tokens(examples) == size_by_scanning(pairs, examples * length)
-    assert all(threshold in starts for threshold, _ in in_tokens.stages)
+    assert in_tokens.stages == tuple(
+        (start, size) for start, (_, size) in zip(starts, pairs, strict=True)
+    )
 
 
 def test_tokens_of_a_string_and_of_a_function():
@@ -157,6 +160,8 @@ def test_bounds_hold_for_stages_and_functions_alike(pairs, low, high, examples):
     bounds = {"min_batch_size": low, "max_batch_size": high}
     for bounded in (BatchSizeSchedule(pairs, **bounds), BatchSizeSchedule(free, **bounds)):
         assert bounded(examples) == int(np.clip(free(examples), low, high))
+        assert bounded.stages is not None
+        assert bounded.max_batch_size is not None
         assert low <= bounded.min_batch_size <= bounded.max_batch_size <= high
 
 

@@ -27,7 +27,8 @@ def check_against(made, steps, num_examples, programs):
     """Whether a plan is what the steps of a real run say."""
     groups = [list(group) for _, group in itertools.groupby(steps, lambda step: step.batch_size)]
     assert len(made.stages) == len(groups)
-    done, compiled = 0, set()
+    done = 0
+    compiled: set[int] = set()
     for stage, group in zip(made.stages, groups, strict=True):
         rows = {programs(step.num_rows) for step in group}
         assert stage.first_step == done
@@ -84,6 +85,8 @@ def test_the_rates_are_those_of_the_same_schedule_over_steps(pairs, micro):
     made = plan(pairs, 1000, micro_batch_size=micro, learning_rate=decay)
     over_steps = over_examples(decay, pairs, micro)
     for stage in made.stages:
+        assert stage.first_rate is not None
+        assert stage.last_rate is not None
         last = stage.first_step + stage.steps - 1
         np.testing.assert_allclose(stage.first_rate, over_steps(stage.first_step), rtol=1e-6)
         np.testing.assert_allclose(stage.last_rate, over_steps(last), rtol=1e-6)
@@ -148,6 +151,14 @@ def test_the_table_is_aligned_and_complete():
  103 steps for 10,000 examples (the last has 80), 2 programs, 83.3 min.
  A fixed batch of 32 would take 313 steps."""
     assert str(made) == textwrap.dedent(expected).strip()
+
+
+def test_single_things_are_singular():
+    lines = str(plan(8, 8)).splitlines()
+    assert lines[-2:] == [
+        "1 step for 8 examples, 1 program.",
+        "A fixed batch of 8 would take 1 step.",
+    ]
 
 
 def test_the_middle_of_a_long_table_is_left_out():
