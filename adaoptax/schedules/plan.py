@@ -132,7 +132,7 @@ def plan(
     total = whole_number("num_examples", num_examples, 1, "it counts the examples of the run.")
     micro = whole_number("micro_batch_size", micro_batch_size, 1, "it counts examples.")
     positive("seconds_per_example", seconds_per_example, "it is the time of one example.")
-    rows = sorted(whole_number("a capacity", c, 1, "it counts rows.") for c in capacities or ())
+    rows = sorted(whole_number("capacity", c, 1, "it counts rows.") for c in capacities or ())
     runs = list(runs_until(schedule, micro, total))
     ends = [*(run.examples for run in runs[1:]), total]
     seen: set[int] = set()

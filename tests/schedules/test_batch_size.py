@@ -185,16 +185,21 @@ def test_examples_are_whole_numbers(examples):
         parse("0:8")(examples)
 
 
-def test_numbers_of_numpy_and_jax_are_taken_without_hidden_transfers():
-    on_device = jnp.int32(12)
-    schedules = [
-        BatchSizeSchedule([(np.int64(0), np.int32(8)), (np.int64(10), 16)]),
-        BatchSizeSchedule(lambda examples: jax.device_put(np.int32(8 + examples // 2))),
-    ]
-    with jax.transfer_guard("disallow"):
-        assert schedules[0](on_device) == 16
-        assert schedules[1](on_device) == 14
-    assert schedules[0].stages == ((0, 8), (10, 16))
+def test_numbers_of_numpy_and_jax_are_taken_by_explicit_transfers(monkeypatch):
+    fetched = []
+    fetch = jax.device_get
+
+    def counting(x):
+        fetched.append(x)
+        return fetch(x)
+
+    monkeypatch.setattr(jax, "device_get", counting)
+    stages = BatchSizeSchedule([(np.int64(0), np.int32(8)), (np.int64(10), 16)])
+    assert stages.stages == ((0, 8), (10, 16))
+    assert stages(jnp.int32(12)) == 16
+    function = BatchSizeSchedule(lambda examples: jax.device_put(np.int32(8 + examples // 2)))
+    assert function(12) == 14
+    assert len(fetched) == 2  # the guard of transfers does not see reads from a CPU device
 
 
 @pytest.mark.parametrize("sizes", [8, np.int64(8), "0:8", [(0, 8)], ((0, 8),), iter([(0, 8)])])
