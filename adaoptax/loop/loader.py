@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from adaoptax._numbers import real_number, round_up, whole_number
 from adaoptax.loop.rows import pad_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
 from adaoptax.loop.share import share_of
+from adaoptax.loop.sizes import real_number, round_up, whole_number
 from adaoptax.loop.streams import open_stream
 
 _VERSION = 1

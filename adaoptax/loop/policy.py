@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaoptax._numbers import real_number, round_down, round_up, whole_number
 from adaoptax._validate import is_number
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.sizes import real_number, round_down, round_up, whole_number
 
 _VERSION = 1
 
