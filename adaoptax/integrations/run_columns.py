@@ -60,8 +60,8 @@ def scale_invariant_steps(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def fixed_batch_updates(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Updates in which the first batch size would have seen the same examples."""
-    sizes = column(records, "batch_size")
-    return (examples_seen(records) - examples_seen(records)[0]) / sizes[0] + 1
+    examples, sizes = examples_seen(records), column(records, "batch_size")
+    return column(records, "step")[0] + (examples - examples[0]) / sizes[0]
 
 
 def binned_means(x: np.ndarray, y: np.ndarray, num_bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
