@@ -67,6 +67,11 @@ class AppendFile:
                 stacklevel=3,
             )
 
+    def __del__(self) -> None:
+        # To forget `close` is no fault: all is written already.
+        if self._file is not None:
+            self._file.close()
+
 
 def keep_aside(path: pathlib.Path) -> None:
     """Renames a file that holds something: ``a.jsonl`` to the first free of ``a.1.jsonl``, ..."""
