@@ -111,16 +111,19 @@ def _draw_band(axis: Axes, run: Run) -> None:
         axis.text(0.5, 0.5, "too few steps to know it", transform=axis.transAxes, ha="center")
         return
     starts = np.concatenate([[0.0], run.x])
-    first, last = (np.array([getattr(w, end) for w in windows], int) for end in ("first", "last"))
-    middle = (starts[first] + run.x[last]) / 2
-    low, high, value = np.array([[w.low, w.high, w.noise_scale] for w in windows]).reshape(-1, 3).T
-    axis.fill_between(middle, low, high, color=run.color, alpha=0.2, lw=0, label="95 %")
-    # The points show windows that stand alone, between two that are not known.
-    axis.plot(middle, value, color=run.color, marker="o", markersize=3, label="estimate")
-    for window in windows:
-        if math.isnan(window.noise_scale):
-            ends = starts[window.first], run.x[window.last]
-            axis.axvspan(*ends, color=LIGHT, alpha=0.6, lw=0, label="not known yet")
+    ends = np.array([[starts[window.first], run.x[window.last]] for window in windows])
+    low, high = ([getattr(window, end) for window in windows] for end in ("low", "high"))
+    # As steps as wide as the windows: one between two that are not known is seen, too.
+    axis.fill_between(
+        ends.ravel(), np.repeat(low, 2), np.repeat(high, 2), color=run.color, alpha=0.2, lw=0,
+        label="95 %",
+    )  # fmt: skip
+    estimates = [window.noise_scale for window in windows]
+    middles = ends.mean(axis=1)
+    axis.plot(middles, estimates, color=run.color, marker="o", markersize=3, label="estimate")
+    for (start, stop), estimate in zip(ends, estimates, strict=True):
+        if math.isnan(estimate):
+            axis.axvspan(start, stop, color=LIGHT, alpha=0.6, lw=0, label="not known yet")
 
 
 def _draw_gain(axis: Axes, runs: list[Run]) -> None:

@@ -164,11 +164,11 @@ def _figure(runs: list[Run], panels: Sequence[str], x_label: str) -> Figure:
         axis.grid(alpha=0.25)
         drawn = [run for run in runs if panel.recorded(run)]
         if not drawn:
-            say(axis, f"no {panel.title.lower()} recorded")
+            say(axis, "not recorded")
             continue
         panel.draw(axis, drawn)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        last = max(run.x[-1] for run in runs)
+        last = max(run.x[-1] for run in runs) or 1.0
         axis.set_xlim(-0.02 * last, 1.02 * last)
     for axis in figure.axes[-columns:]:
         axis.set_xlabel(x_label, fontsize=9)

@@ -110,15 +110,15 @@ def _cuts(
     sizes: np.ndarray, known: np.ndarray, num_windows: int, min_steps: int
 ) -> list[tuple[int, int]]:
     """First and last index of every window."""
-    length = sizes.sum() / num_windows
+    # In parts of the run: 1 / num_windows after the last cut, but on a grid, so that what one
+    # window takes too much the next one lacks. A little less, for the rounding of the division.
+    parts = np.cumsum(sizes) / sizes.sum() * num_windows + 1e-9
     cuts: list[tuple[int, int]] = []
-    first, examples, steps = 0, 0.0, 0
-    for index, size in enumerate(sizes):
-        examples, steps = examples + size, steps + int(known[index])
-        # A little less than the length, for the rounding of the division.
-        if examples >= length * (1 - 1e-9) and steps >= min_steps:
+    first, end = 0, 1
+    for index, steps in enumerate(np.cumsum(known)):
+        if parts[index] >= end and steps - known[:first].sum() >= min_steps:
             cuts.append((first, index))
-            first, examples, steps = index + 1, 0.0, 0
+            first, end = index + 1, math.floor(parts[index]) + 1
     if cuts and first < len(sizes):
         cuts[-1] = cuts[-1][0], len(sizes) - 1
     return cuts
