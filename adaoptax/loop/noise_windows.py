@@ -114,11 +114,11 @@ def _cuts(
     # window takes too much the next one lacks. A little less, for the rounding of the division.
     parts = np.cumsum(sizes) / sizes.sum() * num_windows + 1e-9
     cuts: list[tuple[int, int]] = []
-    first, end = 0, 1
+    first, end, enough = 0, 1, min_steps
     for index, steps in enumerate(np.cumsum(known)):
-        if parts[index] >= end and steps - known[:first].sum() >= min_steps:
+        if parts[index] >= end and steps >= enough:
             cuts.append((first, index))
-            first, end = index + 1, math.floor(parts[index]) + 1
+            first, end, enough = index + 1, math.floor(parts[index]) + 1, steps + min_steps
     if cuts and first < len(sizes):
         cuts[-1] = cuts[-1][0], len(sizes) - 1
     return cuts

@@ -85,6 +85,15 @@ def test_windows_are_equally_long_in_examples_and_hold_enough_steps() -> None:
     assert [w.num_steps for w in windows[10:]] == [8] * 5
 
 
+def test_a_rest_without_enough_steps_joins_the_last_window() -> None:
+    windows = noise_windows(rows(6.0, np.full(30, 2.0)), num_windows=4)
+    assert [(w.first, w.last, w.num_steps) for w in windows] == [
+        (0, 7, 8),
+        (8, 15, 8),
+        (16, 29, 14),
+    ]
+
+
 def test_steps_that_did_not_measure_count_as_time_only() -> None:
     measured = rows(6.0, np.tile([1.9, 2.1], 6))
     idle = [{"batch_size": 10, "variance": x, "signal": None} for x in (None, math.nan)]
