@@ -4,8 +4,8 @@
 
 Ratios to a bare loop over the same steps in the same run (median over interleaved rounds). The bare
 loop has one batch on the device, and looks at the loss of the step before. Each column adds to the
-one before: ``loader`` reads shuffled batches of 28×28 float32 and puts them on the device, ``loop`` is
-`AdaptiveLoop` with a policy, ``records`` adds `JsonLines` and `ProgressBar`. The device is either
+one before: ``loader`` reads shuffled batches of 28×28 float32 and puts them on the device, ``loop``
+is `AdaptiveLoop` with a policy, ``records`` adds `JsonLines` and `ProgressBar`. The device is either
 ``apart`` (a clock: like an accelerator, it takes 20 ms a step and no core of the host) or the
 ``cpu`` itself (a jitted train step of about 20 ms, which shares its cores with the host).
 """

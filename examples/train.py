@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from adaoptax.integrations.orbax import Checkpointer
 from jax import NamedSharding, P
 from local_processes import join, use_host_devices
 from problems import PROBLEMS, Problem
 
 import adaoptax
-from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.integrations.plots import plot_run
 from adaoptax.integrations.progress import ProgressBar
 from adaoptax.loop import JsonLines, read_json_lines
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--diagnose", action="store_true", help="measure and record what would have been decided,"
         " but keep the first batch size")  # fmt: skip
     add("--how", choices=("padded", "ladder", "host"), default="padded", help="how micro-batches"
-        " are accumulated: one program, one for each power of two, or driven by the host")  # fmt: skip
+        " are accumulated: in one program, one for each power of two, or by the host")  # fmt: skip
     add("--method", choices=METHODS, default="groups", help="noise from the differences between"
         " micro-batches, or exactly from every example")  # fmt: skip
 

@@ -1,7 +1,9 @@
 """The host side of training: batches that grow, the policy that grows them, exact resume."""
 
 from adaoptax.loop.adaptive import AdaptiveLoop, Record
+from adaoptax.loop.json_lines import JsonLines, read_json_lines
 from adaoptax.loop.loader import Batch, BatchLoader
+from adaoptax.loop.noise_windows import NoiseWindow, noise_windows
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.policy import GrowthPolicy
 from adaoptax.loop.processes import check_same_everywhere, data_process, global_batch
@@ -11,9 +13,13 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "JsonLines",
+    "NoiseWindow",
     "Record",
     "check_same_everywhere",
     "data_process",
     "epoch_permutation",
     "global_batch",
+    "noise_windows",
+    "read_json_lines",
 ]

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from adaoptax._numbers import whole_number
 from adaoptax.loop.grid import Grid
-from adaoptax.loop.sizes import whole_number
 
 # A size in examples, or a function from the number of examples seen to one.
 SizeOrSchedule = int | Callable[[int], int]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from adaoptax.loop.sizes import round_down, round_up, whole_number
+from adaoptax._numbers import round_down, round_up, whole_number
 
 
 class Grid(Protocol):
