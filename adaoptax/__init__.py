@@ -19,9 +19,12 @@ from adaoptax.loop import (
     Batch,
     BatchLoader,
     GrowthPolicy,
+    JsonLines,
     check_same_everywhere,
     data_process,
     global_batch,
+    noise_windows,
+    read_json_lines,
 )
 from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
@@ -42,7 +45,10 @@ from adaoptax.scaling import (
     skip_nonfinite,
 )
 from adaoptax.schedules import (
+    BatchSizeSchedule,
     ScaleByScheduleOverExamplesState,
+    over_examples,
+    plan,
     scale_by_schedule_over_examples,
 )
 from adaoptax.stats import (
@@ -91,6 +97,10 @@ __all__ = [
     "skip_nonfinite",
     "ScaleByScheduleOverExamplesState",
     "scale_by_schedule_over_examples",
+    # Schedules over examples
+    "BatchSizeSchedule",
+    "over_examples",
+    "plan",
     # Acting on the host
     "AdaptiveLoop",
     "Batch",
@@ -100,6 +110,10 @@ __all__ = [
     "data_process",
     "global_batch",
     "observables",
+    # Seeing what happened
+    "JsonLines",
+    "noise_windows",
+    "read_json_lines",
     # For trainers that pass nothing extra
     "bind_extra_args",
 ]  # fmt: skip
