@@ -100,7 +100,7 @@ def train(
     mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=auto)
     sharding, replicated = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     loader = adaoptax.BatchLoader(
-        DATA, MICRO, max_batch_size=LARGEST, pad_to_max=True, seed=3, num_epochs=2,
+        DATA, MICRO, max_batch_size=LARGEST, pad_to="max", seed=3, num_epochs=2,
         process=adaoptax.data_process(sharding), prefetch=2,
     )  # fmt: skip
     policy = adaoptax.GrowthPolicy(MICRO, LARGEST, multiple_of=MICRO)

@@ -1,14 +1,19 @@
 """The host side of training: batches that grow, the policy that grows them, exact resume."""
 
+from adaoptax.loop.accumulate import AccumulatedStep, accumulate
+from adaoptax.loop.capacities import capacities
 from adaoptax.loop.loader import Batch, BatchLoader
 from adaoptax.loop.permutation import epoch_permutation
 from adaoptax.loop.policy import GrowthPolicy
 from adaoptax.loop.processes import check_same_everywhere, data_process, global_batch
 
 __all__ = [
+    "AccumulatedStep",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "accumulate",
+    "capacities",
     "check_same_everywhere",
     "data_process",
     "epoch_permutation",
