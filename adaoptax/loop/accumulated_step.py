@@ -199,8 +199,11 @@ class HostDrivenStep(AccumulatedStep):
     """Programs for one micro-batch, which the host calls in turn; any number runs the same."""
 
     def _jit(self, programs: StepPrograms) -> dict[str, Any]:
+        # Bound to their device, as what `add` returns: else the second micro-batch would compile.
+        place = jax.tree.leaves(programs.places)[0]
+        bound = None if isinstance(place, jax.NamedSharding) else place
         return {
-            "start": jax.jit(programs.start),
+            "start": jax.jit(programs.start, out_shardings=bound),
             "add": jax.jit(programs.add, donate_argnums=0),
             "finish": jax.jit(programs.finish, donate_argnums=1 if self._donate else ()),
         }

@@ -59,7 +59,9 @@ def checked_pad_to(
             "number of rows that a batch is padded to."
         )
     if isinstance(pad_to, str) and pad_to in ("max", "ladder"):
-        return (max_batch_size,) if pad_to == "max" else capacities(micro_batch_size, max_batch_size)
+        return (
+            (max_batch_size,) if pad_to == "max" else capacities(micro_batch_size, max_batch_size)
+        )
     if isinstance(pad_to, str) or not isinstance(pad_to, Sequence) or not pad_to:
         raise ValueError(
             f'Expected pad_to to be None, "max", "ladder" or a tuple of row counts, got {pad_to=}: '

@@ -230,7 +230,7 @@ def _check_mergeable(method: Any, statistics: tuple[str, ...]) -> None:
     if tuple(statistics) != ("norm",):
         raise ValueError(
             f"Expected statistics to be given to the method, got statistics={statistics!r} beside"
-            f" method={method}: pass them there, as in adaoptax.measure.exact((\"norm\","
+            f' method={method}: pass them there, as in adaoptax.measure.exact(("norm",'
             ' "coordinate")).'
         )
 

@@ -182,7 +182,10 @@ def test_runs_under_the_transfer_guard():
         ({"pad_to": True, "max_batch_size": 16}, "got pad_to=True"),
         ({"pad_to": (), "max_batch_size": 16}, r"got pad_to=\(\)"),
         ({"pad_to": (8, 8, 16), "max_batch_size": 16}, r"got pad_to=\(8, 8, 16\)"),
-        ({"pad_to": (8, 12, 16), "max_batch_size": 16}, "increasing multiples of micro_batch_size=8"),
+        (
+            {"pad_to": (8, 12, 16), "max_batch_size": 16},
+            "increasing multiples of micro_batch_size=8",
+        ),
         ({"pad_to": (8,), "max_batch_size": 16}, "that end with max_batch_size=16"),
         ({"pad_to": (8.5, 16), "max_batch_size": 16}, "pad_to to be a whole number"),
         ({"num_epochs": 0}, "Expected num_epochs >= 1"),
