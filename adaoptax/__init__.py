@@ -15,11 +15,13 @@ from adaoptax.batch_tests import (
 )
 from adaoptax.extra_args import bind_extra_args
 from adaoptax.loop import (
+    AccumulatedStep,
     AdaptiveLoop,
     Batch,
     BatchLoader,
     GrowthPolicy,
     JsonLines,
+    accumulate,
     check_same_everywhere,
     data_process,
     global_batch,
@@ -102,10 +104,12 @@ __all__ = [
     "over_examples",
     "plan",
     # Acting on the host
+    "AccumulatedStep",
     "AdaptiveLoop",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "accumulate",
     "check_same_everywhere",
     "data_process",
     "global_batch",

@@ -144,7 +144,7 @@ def train(
         options.batch_size,
         micro_batch_size=options.micro_batch_size,
         max_batch_size=options.max_batch_size,
-        pad_to_max=True,
+        pad_to="max",
         seed=seed,
         num_epochs=options.epochs,
     )

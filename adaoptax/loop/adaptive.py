@@ -80,7 +80,7 @@ class AdaptiveLoop:
         ...     return optax.apply_updates(w, updates), opt_state, adaoptax.observables(
         ...         loss, stats, opt_state)
         >>> x = np.random.default_rng(0).normal(size=(512, 3)).astype(np.float32)
-        >>> loader = adaoptax.BatchLoader(x, 8, max_batch_size=64, pad_to_max=True, num_epochs=2)
+        >>> loader = adaoptax.BatchLoader(x, 8, max_batch_size=64, pad_to="max", num_epochs=2)
         >>> policy = adaoptax.GrowthPolicy(8, 64, multiple_of=8)
         >>> w, records = jnp.zeros(3), []
         >>> opt_state = tx.init(w)

@@ -54,7 +54,7 @@ def test_random_kills_and_process_counts_deliver_the_stream_of_one_process(kind)
         sizes = [int(s) for s in np.cumsum(rng.integers(-2, 6, size=25)).clip(1, 50)]
         shared = {
             "max_batch_size": 16 * micro,
-            "pad_to_max": bool(rng.random() < 0.5),
+            "pad_to": "max" if rng.random() < 0.5 else None,
             "seed": seed,
             "num_epochs": None if rng.random() < 0.3 else int(rng.integers(1, 9)),
         }
@@ -158,7 +158,7 @@ def test_each_process_reads_its_own_rows_only():
 
 
 def test_sizes_count_the_examples_of_all_processes():
-    loader = BatchLoader(np.arange(100), 8, max_batch_size=32, pad_to_max=True, process=(1, 2))
+    loader = BatchLoader(np.arange(100), 8, max_batch_size=32, pad_to="max", process=(1, 2))
     assert (loader.num_examples, loader.num_rows) == (0, 0)
     batch = next(loader)
     assert batch.data.shape == (16,)
