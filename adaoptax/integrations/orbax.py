@@ -339,6 +339,8 @@ class Checkpointer:
                 self._thread.submit(write_checksums, self._directory / str(step))
 
     def _failed(self, step: int, error: Exception, warn: bool) -> None:
+        if self._alone:  # what was written of it would keep the disk full
+            self._clear_unfinished()
         message = (
             f"Step {step} could not be saved in {self._directory} ({_one_line(error)}): make room "
             f"on the disk; the checkpoints before it are good."
@@ -364,9 +366,12 @@ class Checkpointer:
         for step in later:
             manager.delete(step)
         if jax.process_index() == 0:
-            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._clear_unfinished()
         self._ready = True
+
+    def _clear_unfinished(self) -> None:
+        for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _read_header(self, step: int) -> Mapping[str, Any]:
         folder = self._directory / str(step)

@@ -1,7 +1,7 @@
 """A small training with growth, for tests of checkpoints; also a program that may be killed.
 
-As a program: ``checkpoint_problem.py FOLDER STEPS EVERY PAUSE`` trains until STEPS, resumes what is in
-FOLDER, and prints a digest of the final state and of the examples it saw since its start.
+As a program: ``checkpoint_problem.py FOLDER STEPS EVERY PAUSE`` trains until STEPS, resumes what is
+in FOLDER, and prints a digest of the final state and the examples that it saw since its start.
 """
 
 import hashlib
