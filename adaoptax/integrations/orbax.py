@@ -1,26 +1,28 @@
 """Orbax: the training state and the loop's place in one checkpoint, saved and resumed exactly."""
 
-import json
 import os
 import pathlib
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from adaoptax.integrations._checksums import find_damage, write_checksums
+from adaoptax.integrations._checkpoint_checks import (
+    examples_seen,
+    one_line,
+    require_arrays,
+    require_loop,
+    require_writable,
+)
+from adaoptax.integrations._checkpoint_files import FORMAT, read_arrays, read_header
+from adaoptax.integrations._checksums import write_checksums
 from adaoptax.integrations._json_state import decode, encode
 from adaoptax.integrations._orbax_log import OrbaxLogFilter
 from adaoptax.integrations._signals import StopSignals
 from adaoptax.integrations._state_leaves import (
-    abstract_leaves,
     describe_leaves,
     named_leaves,
     require_same_leaves,
@@ -30,7 +32,6 @@ from adaoptax.integrations._state_leaves import (
 from adaoptax.loop.background import BackgroundThread
 from adaoptax.loop.sizes import whole_number
 
-_FORMAT = 1
 State = TypeVar("State")
 
 
@@ -137,7 +138,7 @@ class Checkpointer:
     def __enter__(self) -> Self:
         # The other processes could not know of a save that failed on one.
         self._alone = jax.process_count() == 1
-        _require_writable(self._directory)
+        require_writable(self._directory)
         self._log_filter.install()
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep)
@@ -192,11 +193,11 @@ class Checkpointer:
             TypeError: If the state has leaves that are neither arrays nor numbers.
         """
         manager = self._open_manager()
-        _require_loop(loop)
+        require_loop(loop)
         state = strong_and_committed(state)
         steps = sorted(manager.all_steps())
         if step is None and not steps:
-            _require_arrays(state)
+            require_arrays(state)
             return state
         wanted = steps[-1] if step is None else whole_number("step", step, 0, "a checkpoint.")
         if wanted not in steps:
@@ -204,7 +205,7 @@ class Checkpointer:
                 f"Expected step to be one of the checkpoints {steps} in {self._directory}, got "
                 f"step={wanted}: pass one of them, or None for the newest."
             )
-        header = self._read_header(wanted)
+        header = read_header(self._directory, wanted, steps)
         where = f"step {wanted} of {self._directory}"
         require_same_leaves(where, header["leaves"], describe_leaves(state))
         if loop is not None and header["loop"] is None:
@@ -212,7 +213,7 @@ class Checkpointer:
                 f"Expected a checkpoint with the state of a loop, got {where} without one: pass "
                 "loop=None to restore the state alone."
             )
-        arrays = self._read_arrays(wanted, state)
+        arrays = read_arrays(manager, self._directory, wanted, state, steps)
         if loop is not None:
             loop.set_state(decode(header["loop"]))
         later = [other for other in steps if other > wanted]
@@ -243,9 +244,9 @@ class Checkpointer:
             RuntimeError: If it is time to stop and the state cannot be saved.
             ValueError: If the folder has checkpoints of a run that was not restored.
         """
-        _require_loop(loop, needed=True)
+        require_loop(loop, needed=True)
         step = int(loop.step)
-        self._last = step, _examples_seen(loop), state, loop
+        self._last = step, examples_seen(loop), state, loop
         if self._reached_stop(step):
             self._save_last()
             return True
@@ -269,7 +270,7 @@ class Checkpointer:
             RuntimeError: If it cannot be written.
             ValueError: If the folder has checkpoints of a run that was not restored.
         """
-        _require_loop(loop, needed=True)
+        require_loop(loop, needed=True)
         self._settle(warn=self._alone)
         if int(loop.step) != self._saved_step:
             self._next_save = int(loop.step) + self._every
@@ -286,10 +287,10 @@ class Checkpointer:
         self._settle(warn=self._alone)
         if self._last is None:
             return
-        step, examples_seen, state, loop = self._last
+        step, seen, state, loop = self._last
         if step == self._saved_step:
             return
-        if (int(loop.step), _examples_seen(loop)) != (step, examples_seen):
+        if (int(loop.step), examples_seen(loop)) != (step, seen):
             warnings.warn(
                 f"Step {step} was not saved at the end, because the loop has delivered another "
                 "batch since: leave the loop after `after_step`, or call it before.",
@@ -307,7 +308,7 @@ class Checkpointer:
         state = strong_and_committed(state)
         leaves = named_leaves(state)
         header = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "leaves": describe_leaves(state),
             "loop": encode(loop.get_state()),
         }
@@ -342,7 +343,7 @@ class Checkpointer:
         if self._alone:  # what was written of it would keep the disk full
             self._clear_unfinished()
         message = (
-            f"Step {step} could not be saved in {self._directory} ({_one_line(error)}): make room "
+            f"Step {step} could not be saved in {self._directory} ({one_line(error)}): make room "
             f"on the disk; the checkpoints before it are good."
         )
         if not warn:
@@ -373,44 +374,6 @@ class Checkpointer:
         for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _read_header(self, step: int) -> Mapping[str, Any]:
-        folder = self._directory / str(step)
-        damage = _find_damage_together(folder)
-        if damage is not None:
-            raise self._damaged(step, damage)
-        try:
-            header = json.loads((folder / "loop" / "metadata").read_text())
-            if header["format"] != _FORMAT:
-                raise ValueError(
-                    f"Expected format={_FORMAT} in step {step} of {self._directory}, got "
-                    f"format={header['format']!r}: use the version of adaoptax that saved it."
-                )
-            if not isinstance(header["leaves"], dict):
-                raise TypeError("leaves")
-            _ = header["loop"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            reason = "it was not written by a Checkpointer, or its loop/metadata is damaged"
-            raise self._damaged(step, reason) from error
-        return header
-
-    def _read_arrays(self, step: int, state: Any) -> Mapping[str, Any]:
-        target = ocp.args.StandardRestore(abstract_leaves(state))
-        try:
-            return self._open_manager().restore(step, args=ocp.args.Composite(state=target))[
-                "state"
-            ]
-        except Exception as error:
-            raise self._damaged(step, _one_line(error)) from error
-
-    def _damaged(self, step: int, reason: str) -> ValueError:
-        others = [other for other in self.steps if other != step]
-        good = [other for other in others if find_damage(self._directory / str(other)) is None]
-        remedy = f"pass step= one of {good} to go back to that" if good else "there is no other one"
-        return ValueError(
-            f"Expected a complete checkpoint, got step {step} of {self._directory} in which "
-            f"{reason}: {remedy}, or delete the folder {self._directory / str(step)}."
-        )
-
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:
             raise RuntimeError(
@@ -418,54 +381,3 @@ class Checkpointer:
                 "Checkpointer(...) as saver:` around the loop."
             )
         return self._manager
-
-
-def _require_writable(directory: pathlib.Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"Expected directory to be a folder that can be written to, got "
-            f"directory={str(directory)!r} ({error.strerror}): pass a folder of your own."
-        ) from error
-
-
-def _require_loop(loop: Any, needed: bool = False) -> None:
-    if loop is None and not needed:
-        return
-    if not all(hasattr(loop, name) for name in ("get_state", "set_state", "step")):
-        raise TypeError(
-            f"Expected loop to have get_state, set_state and step, got {type(loop).__name__}: pass "
-            "the BatchLoader, or the loop around it, that gives the batches."
-        )
-
-
-def _require_arrays(state: Any) -> None:
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
-        raise ValueError(
-            "Expected arrays in state, got jax.ShapeDtypeStruct and no checkpoint to fill them "
-            "from: pass the state as it is at a fresh start."
-        )
-
-
-def _examples_seen(loop: Any) -> Any:
-    return getattr(loop, "examples_seen", None)
-
-
-def _find_damage_together(folder: pathlib.Path) -> str | None:
-    """The damage that any process finds in its share of the files."""
-    parts = jax.process_count()
-    damage = find_damage(folder, jax.process_index(), parts)
-    if parts > 1:
-        with jax.transfer_guard("allow"):
-            found = multihost_utils.process_allgather(np.array([damage is not None]))
-        if damage is None and np.any(found):
-            damage = "another process has found damage"
-    return damage
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"

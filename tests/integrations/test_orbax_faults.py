@@ -21,6 +21,9 @@ import pytest
 from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.loop import BatchLoader
 
+# Where one read fails, others may end after Orbax has closed their event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 STATE = {"b": jnp.zeros(3), "w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 5)))}
 
 
