@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from adaoptax.integrations.orbax import Checkpointer
 from jax import NamedSharding, P
 from local_processes import join, use_host_devices
 from problems import PROBLEMS, Problem
 
 import adaoptax
+from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.integrations.plots import plot_run
 from adaoptax.integrations.progress import ProgressBar
 from adaoptax.loop import JsonLines, read_json_lines
@@ -207,8 +207,6 @@ def train(options: argparse.Namespace, problem: Problem, mesh: jax.sharding.Mesh
                 output |= metrics(state[0])
             loop.observe(output)
             stopped = saver.after_step(state, loop)
-        if not stopped:
-            saver.save(state, loop)
     params = jax.device_get(state[0])
     return {
         "problem": problem.description,
@@ -236,6 +234,8 @@ def dry_run(options: argparse.Namespace, problem: Problem) -> None:
     shapes = jax.eval_shape(problem.init, jax.random.key(0))
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters")
     learning_rate = optax.cosine_decay_schedule(options.learning_rate, options.examples)
+    ladder = adaoptax.loop.capacities(options.micro_batch_size, options.max_batch_size)
+    rows = {"padded": ladder[-1:], "ladder": ladder, "host": None}[options.how]
     plans = {"The schedule": options.batch_schedule}
     if not options.batch_schedule:
         plans = {
@@ -249,7 +249,7 @@ def dry_run(options: argparse.Namespace, problem: Problem) -> None:
                 adaoptax.BatchSizeSchedule.parse(sizes),
                 options.examples,
                 micro_batch_size=options.micro_batch_size,
-                capacities=adaoptax.capacities(options),
+                capacities=rows,
                 learning_rate=learning_rate,
             )
         )
