@@ -103,6 +103,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
     if options.max_batch_size < options.batch_size:
         parser.error("--max-batch-size must be at least --batch-size")
+    if options.batch_schedule:
+        try:
+            adaoptax.BatchSizeSchedule.parse(options.batch_schedule)
+        except ValueError as error:
+            parser.error(f"--batch-schedule: {error}")
     if options.method == "groups" and options.batch_size < 2 * options.micro_batch_size:
         parser.error(
             "--batch-size must be two micro-batches or more, for one group has no noise; or pass"

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = str(ROOT / "examples" / "train.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 # A run of a few hundred small updates whose batch grows.
-SMALL = ["--examples", "12000", "--width", "16", "--max-batch-size", "128"]
+SMALL = ["--examples", "12000", "--width", "48", "--max-batch-size", "128"]
 
 
 def start(out: pathlib.Path, *options: str, **popen: Any) -> subprocess.Popen:
@@ -34,12 +35,14 @@ def run(out: pathlib.Path, *options: str) -> str:
     return printed
 
 
-def refused(out: pathlib.Path, *options: str) -> str:
-    """The last line of a program that ended with an error."""
-    with start(out, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode not in (0, None)
-    assert "Traceback" not in errors
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The last line of the error; in this process, for it ends before anything is trained."""
+    with pytest.raises(SystemExit) as exit_:
+        train.main(list(options))
+    errors = capsys.readouterr().err + (
+        exit_.value.code if isinstance(exit_.value.code, str) else ""
+    )
+    assert exit_.value.code
     return errors.strip().splitlines()[-1]
 
 
@@ -148,12 +151,16 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: pathlib.Path) -
     assert records(out) == records(expected), f"{seed=}"
 
 
-def test_a_dry_run_says_what_would_run_and_touches_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_dry_run_says_what_would_run_and_touches_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "never"
-    printed = run(out, *SMALL, "--dry-run", "--batch-schedule", "0:32 4K:64 8K:128")
+    schedule = ["--dry-run", "--batch-schedule", "0:32 4K:64 8K:128"]
+    train.main(["--out", str(out), *SMALL, *schedule])
+    printed = capsys.readouterr().out
     assert not out.exists()
     assert "parameters" in printed
-    for size, steps in ((32, 125), (64, 63), (128, 32)):
+    for size, steps in ((32, 125), (64, 63), (128, 31)):
         assert any(str(size) in line and str(steps) in line for line in printed.splitlines())
 
 
@@ -207,10 +214,12 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: pathlib.Pa
         ("batch_size = ", "--config"),
     ],
 )
-def test_a_bad_file_is_one_sentence(text: str, message: str, tmp_path: pathlib.Path) -> None:
+def test_a_bad_file_is_one_sentence(
+    text: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "run.toml"
     config.write_text(text)
-    assert message in refused(tmp_path / "out", "--config", str(config))
+    assert message in refused(capsys, "--config", str(config))
 
 
 @pytest.mark.parametrize(
@@ -219,21 +228,26 @@ def test_a_bad_file_is_one_sentence(text: str, message: str, tmp_path: pathlib.P
         (["--batch-size", "40"], "--batch-size must be a multiple of --micro-batch-size"),
         (["--max-batch-size", "16"], "--max-batch-size must be at least --batch-size"),
         (["--batch-size", "16"], "--batch-size must be two micro-batches or more"),
-        (["--batch-schedule", "0:32 x:64"], "x"),
+        (["--batch-schedule", "0:32 x:64"], "--batch-schedule: Expected"),
         (["--config", "no.toml"], "no.toml"),
     ],
 )
 def test_a_bad_option_is_one_sentence(
-    options: list[str], message: str, tmp_path: pathlib.Path
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refused(tmp_path / "out", *options)
+    assert message in refused(capsys, *options)
 
 
-def test_other_options_do_not_go_on_with_a_run(whole: pathlib.Path) -> None:
-    message = refused(whole, *SMALL, "--eta", "0.5")
+def test_other_options_do_not_go_on_with_a_run(
+    whole: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "--out", str(whole), *SMALL, "--eta", "0.5")
     assert "holds a run with eta=0.8, got eta=0.5: pass another --out" in message
 
 
-def test_help_explains_every_option(tmp_path: pathlib.Path) -> None:
-    printed = run(tmp_path, "--help")
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--problem", "cancer", "--help"])
+    printed = capsys.readouterr().out
     assert printed.count("default:") >= 12
+    assert "27300" in printed  # examples of the problem that was named
