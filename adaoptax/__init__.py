@@ -15,17 +15,25 @@ from adaoptax.batch_tests import (
 )
 from adaoptax.extra_args import bind_extra_args
 from adaoptax.loop import (
+    AccumulatedStep,
+    AdaptiveLoop,
     Batch,
     BatchLoader,
     GrowthPolicy,
+    JsonLines,
+    Record,
+    accumulate,
     check_same_everywhere,
     data_process,
     global_batch,
+    noise_windows,
+    read_json_lines,
 )
 from adaoptax.measure.devices import stats_from_axis
 from adaoptax.measure.stacked import stats_from_groups
 from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
 from adaoptax.measure.varying import vary
+from adaoptax.observables import observables
 from adaoptax.scaling import (
     ScaleByAdaGradNormState,
     ScaleByAdaScaleState,
@@ -40,7 +48,10 @@ from adaoptax.scaling import (
     skip_nonfinite,
 )
 from adaoptax.schedules import (
+    BatchSizeSchedule,
     ScaleByScheduleOverExamplesState,
+    over_examples,
+    plan,
     scale_by_schedule_over_examples,
 )
 from adaoptax.stats import (
@@ -89,13 +100,26 @@ __all__ = [
     "skip_nonfinite",
     "ScaleByScheduleOverExamplesState",
     "scale_by_schedule_over_examples",
+    # Schedules over examples
+    "BatchSizeSchedule",
+    "over_examples",
+    "plan",
     # Acting on the host
+    "AccumulatedStep",
+    "AdaptiveLoop",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
+    "accumulate",
     "check_same_everywhere",
     "data_process",
     "global_batch",
+    "observables",
+    # Seeing what happened
+    "JsonLines",
+    "Record",
+    "noise_windows",
+    "read_json_lines",
     # For trainers that pass nothing extra
     "bind_extra_args",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ def loader(source: Any, size: int, **arguments: Any) -> Open:
 
 def numpy_sources(images: np.ndarray, size: int) -> dict[str, Open]:
     """A fancy index, and the loader over the same array."""
-    padded = {"max_batch_size": LARGEST, "pad_to_max": True}
+    padded = {"max_batch_size": LARGEST, "pad_to": "max"}
     return {
         "images[indices]": lambda: (images[indices] for indices in own_indices(size)),
         "loader": loader(images, size),

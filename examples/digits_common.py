@@ -12,28 +12,18 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import optax
-from reporting import (
-    BLUE,
-    GREY,
-    StepOutput,
-    column,
-    draw_size,
-    finish_record,
-    panels,
-    write_run,
-)
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from tqdm import tqdm
+from digits_data import digits
+from reporting import BLUE, GREY, column, draw_noise, draw_size, panels, write_run
 
 import adaoptax
+from adaoptax.integrations.progress import ProgressBar
 
 
 class Trainer(Protocol):
     """What a model has to offer to the loop."""
 
-    def step(self, batch: adaoptax.Batch) -> StepOutput:
-        """Takes one jitted train step; `batch` lies on the device."""
+    def step(self, batch: adaoptax.Batch) -> dict[str, jax.Array]:
+        """Takes one jitted train step, returns `observables`; `batch` lies on the device."""
         ...
 
     def predict(self, inputs: jax.Array) -> jax.Array:
@@ -133,7 +123,7 @@ def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.Grad
 
 def train(
     options: argparse.Namespace, make_trainer: MakeTrainer, seed: int, adaptive: bool
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[adaoptax.Record], dict[str, Any]]:
     """One run; returns its records and its summary."""
     x_train, x_test, y_train, y_test = digits(seed)
     num_examples = options.epochs * len(x_train)
@@ -145,7 +135,7 @@ def train(
         options.batch_size,
         micro_batch_size=options.micro_batch_size,
         max_batch_size=options.max_batch_size,
-        pad_to_max=True,
+        pad_to="max",
         seed=seed,
         num_epochs=options.epochs,
     )
@@ -157,65 +147,31 @@ def train(
     )
     x_test, y_test = jax.device_put((x_test, y_test))
     share_right = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
-    accuracy = lambda: float(share_right(trainer.predict(x_test), y_test))
+    accuracy = lambda: share_right(trainer.predict(x_test), y_test)
 
-    records: list[dict[str, Any]] = []
-    waiting: tuple[dict[str, Any], StepOutput] | None = None
-    name = f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
+    records: list[adaoptax.Record] = []
+    bar = ProgressBar(
+        num_examples, desc=f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
+    )
+    # The fixed run decides just the same, and only does not act.
+    loop = adaoptax.AdaptiveLoop(loader, policy, callbacks=[records.append, bar], act=adaptive)
     started, next_accuracy = time.perf_counter(), 0
-    with tqdm(total=num_examples, unit=" examples", desc=name, mininterval=0.5) as bar:
-        for batch in loader:
+    with loop:
+        for batch in loop:
             output = trainer.step(jax.device_put(batch))
-            record = {
-                "seed": seed,
-                "step": loader.step,
-                "examples": loader.examples_seen,
-                "epoch": round(loader.examples_seen / len(x_train), 3),
-                "batch_size": batch.num_examples,
-            }
-            if loader.examples_seen >= next_accuracy:
-                record["test_accuracy"] = accuracy()
+            if loop.examples_seen >= next_accuracy:
+                output["test_accuracy"] = accuracy()
                 next_accuracy += num_examples // POINTS_OF_ACCURACY
-            # Read one step late: the device already works on the next one while we look.
-            if waiting is not None:
-                required = finish_record(*waiting, eta=options.eta)
-                records.append(waiting[0])
-                if adaptive:
-                    loader.resize(policy.update(required, num_examples=batch.num_examples))
-            waiting = (record, output)
-            bar.update(batch.num_examples)
-            bar.set_postfix(batch=batch.num_examples, refresh=False)
-    assert waiting is not None
-    finish_record(*waiting, eta=options.eta)
-    records.append(waiting[0])
-    records[-1]["test_accuracy"] = accuracy()
+            loop.observe(output)
+    records[-1]["test_accuracy"] = float(accuracy())
     summary = {
         "updates": len(records),
-        "examples": loader.examples_seen,
+        "examples": loop.examples_seen,
         "largest_batch_size": max(record["batch_size"] for record in records),
         "test_accuracy": records[-1]["test_accuracy"],
         "seconds": time.perf_counter() - started,
     }
     return records, summary
-
-
-def digits(seed: int) -> list[np.ndarray]:
-    """scikit-learn's 8×8 digits: 1,440 to train on, each also shifted by a pixel, 357 to test.
-
-    Returns:
-        Training inputs [7200, 64], test inputs [357, 64], training labels, test labels.
-    """
-    data = load_digits()
-    images = (data.images / 16).astype(np.float32)
-    labels = data.target.astype(np.int32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=357, stratify=labels, random_state=seed
-    )
-    padded = np.pad(x_train, ((0, 0), (1, 1), (1, 1)))
-    shifts = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
-    x_train = np.concatenate([padded[:, i : i + 8, j : j + 8] for i, j in shifts])
-    flat = lambda x: x.reshape(len(x), 64)
-    return [flat(x_train), flat(x_test), np.tile(y_train, len(shifts)), y_test]
 
 
 def main(description: str, make_trainer: MakeTrainer, argv: list[str] | None = None) -> None:
@@ -268,9 +224,8 @@ def draw(
     figure, (size, noise, gain, accuracy) = panels()
     draw_size(size, adaptive, options)
     size.plot(*column(fixed, "batch_size"), color=GREY)
-    noise.plot(*column(adaptive, "noise_scale"), color=BLUE)
-    noise.plot(*column(fixed, "noise_scale"), color=GREY)
-    noise.set(title="Gradient noise scale (examples)", yscale="log")
+    draw_noise(noise, fixed, options, GREY)
+    draw_noise(noise, adaptive, options, BLUE)
     gain.plot(*column(adaptive, "gain"), color=BLUE)
     gain.plot(*column(fixed, "gain"), color=GREY)
     gain.set(title="AdaScale gain", xlabel="examples seen (thousands)", ylim=(0.8, None))

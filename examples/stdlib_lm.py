@@ -20,13 +20,13 @@ import optax
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, use_host_devices
-from micro_batches import measure_micro_batches
 from reporting import BLUE, GREY, StepOutput, column, draw_size, finish_record, panels, write_run
 from stdlib_data import Corpus, read_standard_library, unigram_bits, windows
 from stdlib_model import Transformer, shardings
 from tqdm import tqdm
 
 import adaoptax
+from adaoptax.loop import accumulate
 
 # What --tiny changes: seconds per run instead of hours.
 TINY: dict[str, Any] = {
@@ -140,16 +140,12 @@ class Trainer:
             nats = optax.softmax_cross_entropy_with_integer_labels(scores, text[:, 1:])
             return nats.mean() / jnp.log(2.0)
 
-        self._num_groups = options.max_batch_size // options.micro_batch_size
-        measure = measure_micro_batches(loss_fn, self._num_groups, options.micro_batch_size)
-
         def init() -> tuple[Any, Any]:
             params = nnx.state(model())
             return params, tx.init(params)
 
-        def train_step(state: Any, batch: adaoptax.Batch) -> tuple[Any, StepOutput]:
+        def update(state: Any, loss: Any, grads: Any, stats: Any) -> tuple[Any, StepOutput]:
             params, opt_state = state
-            loss, grads, stats = measure(params, batch)
             updates, opt_state = tx.update(grads, opt_state, params, stats=stats)
             required = adaoptax.required_batch_size(opt_state)
             output = StepOutput(loss, required, optax.tree.get(opt_state, "gain"))
@@ -162,14 +158,15 @@ class Trainer:
         )  # fmt: skip
         places = (where, opt_where)
         self.state = jax.jit(init, out_shardings=places)()
-        self._train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))
+        self.train_step = accumulate(
+            loss_fn, update, micro_batch_size=options.micro_batch_size,
+            max_batch_size=options.max_batch_size, sharding=self.rows,
+        )  # fmt: skip
         self._loss = jax.jit(lambda state, text: loss_fn(state[0], text), out_shardings=everywhere)
 
-    def step(self, batch: adaoptax.Batch, num_rows: int) -> StepOutput:
+    def step(self, batch: adaoptax.Batch) -> StepOutput:
         """Takes one train step."""
-        groups = self._num_groups
-        placed = adaoptax.global_batch(batch, self.rows, num_rows, num_groups=groups)
-        self.state, output = self._train_step(self.state, placed)
+        self.state, output = self.train_step(self.state, batch)
         return output
 
     def bits_per_byte(self, text: jax.Array) -> float:
@@ -202,7 +199,7 @@ def train(
         options.batch_size,
         micro_batch_size=options.micro_batch_size,
         max_batch_size=options.max_batch_size,
-        pad_to_max=True,
+        pad_to=trainer.train_step.capacities,
         seed=options.seed,
         process=adaoptax.data_process(trainer.rows),
     )
@@ -228,7 +225,7 @@ def train(
     with tqdm(total=options.examples, unit=" examples", disable=quiet, mininterval=0.5) as bar:
         while loader.examples_seen < options.examples:
             batch = next(loader)
-            output = trainer.step(batch, loader.num_rows)
+            output = trainer.step(batch)
             record = {
                 "step": loader.step,
                 "examples": loader.examples_seen,

@@ -16,9 +16,9 @@ import pytest
 from jax import NamedSharding, P
 from jax.experimental import multihost_utils
 from local_processes import join
-from micro_batches import measure_micro_batches
 
 import adaoptax
+from adaoptax.loop import accumulate
 
 MICRO, LARGEST, EXAMPLES = 8, 64, 203
 RANDOM = np.random.default_rng(0)
@@ -55,10 +55,7 @@ def train_step(
     measure = adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.per_example())
     loss, grads, stats = measure(params, batch.data, mask=batch.mask)
     updates, opt_state = TX.update(grads, opt_state, params, stats=stats)
-    groups = LARGEST // MICRO
-    measure = measure_micro_batches(loss_fn, groups, MICRO)
-    _, _, group_stats = measure(params, micro_batches)
-    devices = adaoptax.measure.devices("data", adaoptax.measure.groups(groups))
+    devices = adaoptax.measure.devices("data", adaoptax.measure.groups(LARGEST // MICRO))
     measure_rows = adaoptax.value_grad_and_stats(loss_fn, devices)
 
     def on_each_device(params: Any, micro_batches: adaoptax.Batch) -> Any:
@@ -74,9 +71,20 @@ def train_step(
         "gain": optax.tree.get(opt_state, "gain"),
         "examples": stats.num_examples,
         "variance": stats.variance,
-        "group_variance": group_stats.variance,
         "device_variance": device_stats.variance,
     }
+
+
+def micro_batch_variances(sharding: NamedSharding) -> list[Any]:
+    """Two ways of accumulation, which measure and leave the state as it is."""
+    return [
+        accumulate(
+            loss_fn, lambda state, loss, grads, stats: (state, stats.variance),
+            micro_batch_size=MICRO, max_batch_size=LARGEST, sharding=sharding, how=how,
+            donate=False,
+        )
+        for how in ("padded", "host")
+    ]  # fmt: skip
 
 
 def train(
@@ -100,7 +108,7 @@ def train(
     mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=auto)
     sharding, replicated = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     loader = adaoptax.BatchLoader(
-        DATA, MICRO, max_batch_size=LARGEST, pad_to_max=True, seed=3, num_epochs=2,
+        DATA, MICRO, max_batch_size=LARGEST, pad_to="max", seed=3, num_epochs=2,
         process=adaoptax.data_process(sharding), prefetch=2,
     )  # fmt: skip
     policy = adaoptax.GrowthPolicy(MICRO, LARGEST, multiple_of=MICRO)
@@ -112,6 +120,7 @@ def train(
         loader.set_state(state["loader"])
         policy.set_state(state["policy"])
     step = jax.jit(train_step, static_argnums=3, out_shardings=(replicated, replicated))
+    padded, by_host = micro_batch_variances(sharding)
     records: list[dict[str, Any]] = []
     saved_state = None
     for batch in loader:
@@ -119,7 +128,9 @@ def train(
         groups = adaoptax.global_batch(
             batch, sharding, loader.num_rows, num_groups=loader.num_rows // MICRO
         )
+        variances = [accumulated(train_state, batch)[1] for accumulated in (padded, by_host)]
         train_state, numbers = step(train_state, rows, groups, mesh)
+        numbers |= dict(zip(("group_variance", "host_variance"), variances, strict=True))
         numbers = {name: float(x) for name, x in jax.device_get(numbers).items()}
         decided = policy.update(numbers["required"], loader.num_examples)
         loader.resize(decided if sizes is None else sizes[len(records)])

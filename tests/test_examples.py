@@ -76,16 +76,18 @@ def python_blocks(path: pathlib.Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/measuring.md",
-        "docs/processes.md",
-        "docs/sharp_edges.md",
-        "docs/sources.md",
-    ],
-)
+PAGES = [
+    "README.md",
+    "docs/measuring.md",
+    "docs/processes.md",
+    "docs/schedules.md",
+    "docs/seeing.md",
+    "docs/sharp_edges.md",
+    "docs/sources.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_on_the_pages_runs(page: str) -> None:
     blocks = python_blocks(ROOT / page)
     assert blocks

@@ -11,12 +11,9 @@ import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import stdlib_lm
-from jax import NamedSharding, P
-from micro_batches import measure_micro_batches
 from stdlib_data import read_standard_library, unigram_bits, windows
 from test_processes import gone
 
@@ -157,7 +154,7 @@ def two_steps(**changes: Any) -> tuple[list[list[float]], list[np.ndarray], Any]
     mesh = jax.make_mesh(shape, ("data", "model"), devices=devices, axis_types=auto)
     with jax.set_mesh(mesh):
         trainer = stdlib_lm.Trainer(options, mesh)
-        steps = [trainer.step(adaoptax.Batch(rows, mask), 64) for rows in text]
+        steps = [trainer.step(adaoptax.Batch(rows, mask)) for rows in text]
     params = [np.asarray(leaf) for leaf in jax.tree.leaves(trainer.state[0])]
     return [[float(x) for x in step] for step in steps], params, trainer
 
@@ -180,22 +177,6 @@ def test_every_mesh_gives_the_same_step(
             wanted = (2, 32 // (data if fsdp else 1), 128 // model)
             assert {shard.data.shape for shard in leaf.addressable_shards} == {wanted}
     assert sum(leaf.shape == (2, 32, 128) for leaf in jax.tree.leaves(trainer.state)) == 3
-
-
-def test_micro_batches_measure_what_groups_of_rows_do() -> None:
-    rows = np.random.default_rng(1).normal(size=(32, 3)).astype(np.float32)
-    loss_fn = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)
-    w = jnp.array([0.3, -0.2, 1.0])
-    batch = adaoptax.Batch(rows, np.arange(32) < 24)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    placed = adaoptax.global_batch(batch, NamedSharding(mesh, P("data")), 32, num_groups=4)
-    loss, grads, stats = jax.jit(measure_micro_batches(loss_fn, 4, 8))(w, placed)
-    reference = adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.groups(3))
-    expected_loss, expected_grads, expected = reference(w, rows[:24])
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    np.testing.assert_allclose(grads, expected_grads, rtol=1e-5, atol=1e-7)
-    for name in ("num_examples", "num_groups", "sq_norm", "variance"):
-        np.testing.assert_allclose(getattr(stats, name), getattr(expected, name), rtol=1e-5)
 
 
 def test_the_corpus_is_cut_by_file() -> None:

@@ -44,7 +44,7 @@ def make_step() -> Any:
 
 def make_loader() -> adaoptax.BatchLoader:
     return adaoptax.BatchLoader(
-        {"x": INPUTS, "y": TARGETS}, MICRO, max_batch_size=LARGEST, pad_to_max=True, seed=3
+        {"x": INPUTS, "y": TARGETS}, MICRO, max_batch_size=LARGEST, pad_to="max", seed=3
     )
 
 
@@ -169,7 +169,7 @@ def test_a_nonfinite_batch_changes_no_parameter_and_no_average(bad: float) -> No
 def test_a_batch_of_one_group_keeps_the_size_and_says_so() -> None:
     step, state, key = make_step(), initial_state(), keys_for(1)[0]
     loader = adaoptax.BatchLoader(
-        {"x": INPUTS, "y": TARGETS}, GROUP, max_batch_size=LARGEST, pad_to_max=True
+        {"x": INPUTS, "y": TARGETS}, GROUP, max_batch_size=LARGEST, pad_to="max"
     )
     params, opt_state, (loss, required, stats) = step(*state, jax.device_put(next(loader)), key)
     assert float(stats.num_groups) == 1

@@ -1,12 +1,13 @@
 """Batches whose size the host may change before every step, with exact resume."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from adaoptax.loop.capacities import checked_max, checked_pad_to
 from adaoptax.loop.rows import pad_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
 from adaoptax.loop.share import share_of
@@ -65,8 +66,10 @@ class BatchLoader:
         batch_size: Examples wanted in the first batch; see `resize` for the rounding.
         micro_batch_size: Examples of one micro-batch, by default `batch_size`.
         max_batch_size: Largest size that `resize` may choose, a multiple of `micro_batch_size`.
-        pad_to_max: Whether every batch has `max_batch_size` rows, with padding masked out, so
-            that a jitted step compiles once.
+        pad_to: Row counts that batches are padded to, with padding masked out, so that a jitted
+            step compiles once for each: ``"max"`` pads all to `max_batch_size`, ``"ladder"`` each
+            to the next of `capacities`, a tuple of row counts (``step.capacities`` of
+            `accumulate`) each to the next of them. None pads to whole micro-batches only.
         shuffle: Whether each epoch has its own order, see `epoch_permutation`.
         seed: Chooses the orders.
         num_epochs: Number of epochs, or None for no end. The last batch may be short; it is
@@ -108,7 +111,7 @@ class BatchLoader:
         *,
         micro_batch_size: int | None = None,
         max_batch_size: int | None = None,
-        pad_to_max: bool = False,
+        pad_to: Literal["max", "ladder"] | Sequence[int] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         num_epochs: int | None = None,
@@ -120,12 +123,7 @@ class BatchLoader:
             micro_batch_size = batch_size
         self._micro = whole_number("micro_batch_size", micro_batch_size, 1, "it counts examples.")
         self._max = _checked_max(max_batch_size, batch_size, self._micro)
-        if pad_to_max and self._max is None:
-            raise ValueError(
-                "Expected max_batch_size with pad_to_max=True, got max_batch_size=None: it is the "
-                "number of rows that every batch gets."
-            )
-        self._pad_to_max = bool(pad_to_max)
+        self._capacities = checked_pad_to(pad_to, self._micro, self._max)
         self._share = share_of(process, self._micro)
         self._stream = open_stream(
             source,
@@ -143,10 +141,9 @@ class BatchLoader:
 
     def __next__(self) -> Batch:
         rows, num_examples = self._stream.read(self._batch_size // self._micro)
-        if self._pad_to_max and self._max is not None:
-            num_rows = self._max
-        else:
-            num_rows = round_up(num_examples, self._micro)
+        num_rows = round_up(num_examples, self._micro)
+        if self._capacities is not None:
+            num_rows = next(rows for rows in self._capacities if rows >= num_rows)
         own_rows = num_rows // self._share.count
         mask = np.arange(own_rows) < self._share.num_rows(num_examples)
         batch = Batch(pad_rows(rows, own_rows), mask)
@@ -226,10 +223,15 @@ class BatchLoader:
         return self._stream.cursor
 
     @property
+    def examples_per_epoch(self) -> int | None:
+        """Number of examples in the source; None for iterator sources."""
+        return self._stream.length
+
+    @property
     def epoch(self) -> float | None:
         """Epochs delivered so far, with their fraction; None for iterator sources."""
-        length = self._stream.length
-        return None if length is None else self._stream.cursor / length
+        length = self.examples_per_epoch
+        return None if length is None else self.examples_seen / length
 
     @property
     def step(self) -> int:
@@ -329,13 +331,7 @@ class BatchLoader:
 def _checked_max(max_batch_size: int | None, batch_size: int, micro_batch_size: int) -> int | None:
     if max_batch_size is None:
         return None
-    size = whole_number("max_batch_size", max_batch_size, 1, "it counts examples.")
-    if size % micro_batch_size:
-        raise ValueError(
-            f"Expected max_batch_size to be a multiple of {micro_batch_size=}, got "
-            f"max_batch_size={size}: a batch is a whole number of micro-batches; pass "
-            f"max_batch_size={round_up(size, micro_batch_size)}, or a micro_batch_size."
-        )
+    size = checked_max(max_batch_size, micro_batch_size)
     if size < batch_size:
         raise ValueError(
             f"Expected max_batch_size >= {batch_size=}, got max_batch_size={size}: the first batch "

@@ -115,14 +115,14 @@ def global_batch(
                 f"Expected num_groups to divide the {own_rows} rows of each process, got "
                 f"num_groups={num_groups}: pass num_rows // micro_batch_size."
             )
-    num_parts = _num_parts(sharding)
+    parts = num_parts(sharding)
     rows_of_group = num_rows // (num_groups or 1)
-    if rows_of_group % num_parts:
+    if rows_of_group % parts:
         raise ValueError(
-            f"Expected rows that divide over the {num_parts} parts of {sharding.spec} on the mesh "
+            f"Expected rows that divide over the {parts} parts of {sharding.spec} on the mesh "
             f"{dict(sharding.mesh.shape)}, got {rows_of_group}"
             f"{'' if num_groups is None else ' in each group'}: choose a micro_batch_size that is "
-            f"a multiple of {num_parts}."
+            f"a multiple of {parts}."
         )
 
     def place(leaf: Any) -> jax.Array:
@@ -138,7 +138,7 @@ def global_batch(
     return jax.tree.map(place, batch)
 
 
-def _num_parts(sharding: NamedSharding) -> int:
+def num_parts(sharding: NamedSharding) -> int:
     """In how many parts the rows are cut."""
     axes = sharding.spec[0] if len(sharding.spec) else None
     axes = (axes,) if isinstance(axes, str) else tuple(axes or ())

@@ -128,14 +128,17 @@ def measure_groups(
 
 
 def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
-    """``f(params, rows, weight, args)`` → ``((loss, aux), grads)`` of one group."""
+    """``f(params, rows, weight, args)`` → ``((loss, aux), grads)`` of one group.
+
+    Padding is replaced only in the branch of a group that holds some: elsewhere it costs nothing.
+    """
 
     def whole(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
         del weight
         return loss(params, rows, args)
 
     def row_by_row(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        return weighted_loss(loss, params, rows, weight, args)
+        return weighted_loss(loss, params, replace_padding(rows, weight), weight, args)
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
     if not may_hold_padding:

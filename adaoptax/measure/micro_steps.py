@@ -11,9 +11,11 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import grows_with_batch
 from adaoptax.measure.convolutions import channels_last
+from adaoptax.measure.every import Every
 from adaoptax.measure.grouped import group_gradient
-from adaoptax.measure.loss import Loss, make_loss
-from adaoptax.measure.rows import check_mask, count_rows, replace_padding
+from adaoptax.measure.loss import Loss, Method, check_method, make_loss
+from adaoptax.measure.rows import check_mask, count_rows
+from adaoptax.stats import GradientStats
 
 
 class MicroStepsState(NamedTuple):
@@ -49,6 +51,7 @@ class MicroSteps(NamedTuple):
 
 def micro_steps(
     loss_fn: Callable[..., Any],
+    method: Method | None = None,
     *,
     statistics: tuple[str, ...] = ("norm",),
     has_aux: bool = False,
@@ -69,9 +72,16 @@ def micro_steps(
 
     and ``finish`` divides the scatter :math:`M` by its degrees of freedom.
 
+    With a `method` each micro-batch is measured by it, and its scatter :math:`(n_j - 1) S_j^2` is
+    added too: B − 1 degrees of freedom with ``exact()``, also for one micro-batch alone.
+
     Args:
         loss_fn: ``loss_fn(params, batch, *args)`` → the mean loss over the rows of `batch`.
-        statistics: ``("norm",)`` or ``("norm", "coordinate")``, as in `groups`.
+        method: How to measure a micro-batch, from `adaoptax.measure`: ``exact()``, ``groups(4)``,
+            ``per_example(statistics=("norm",))``. None takes each micro-batch as one group, which
+            costs no more than its gradient. Weights of rows are then 0 and 1.
+        statistics: ``("norm",)`` or ``("norm", "coordinate")``, as in `groups`; a `method` has its
+            own, which may not be inner products: those of parts do not add up.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``. Float leaves of `aux` are averaged over
             examples, integer leaves summed.
         key_argnums: Positions of random keys in `loss_fn`. Hand a new key to every ``add``; where
@@ -85,8 +95,9 @@ def micro_steps(
         `aux` with one entry a row: all of them together have no fixed size.
 
     Raises:
-        ValueError: If a name in `statistics` is unknown or `key_argnums` points at `params` or
-            `batch`.
+        TypeError: If `method` is not a method of `adaoptax.measure`.
+        ValueError: If a name in `statistics` is unknown, `method` measures inner products or only
+            some of the steps (`every`), or `key_argnums` points at `params` or `batch`.
 
     Examples:
         >>> import adaoptax, jax, jax.numpy as jnp
@@ -100,9 +111,13 @@ def micro_steps(
         >>> float(stats.num_groups), float(stats.variance)
         (2.0, 5.0)
     """
-    m.check_statistics(statistics, ("norm", "coordinate"), "micro_steps")
     loss = make_loss(loss_fn, has_aux, key_argnums)
-    coordinate = "coordinate" in statistics
+    if method is None:
+        m.check_statistics(statistics, ("norm", "coordinate"), "micro_steps")
+        measure = _one_group(loss, "coordinate" in statistics)
+    else:
+        _check_mergeable(method, statistics)
+        measure = _by_method(loss, method)
 
     def init(params: ArrayTree, batch: ArrayTree, *args: Any) -> MicroStepsState:
         loss.check_keys(args)
@@ -111,6 +126,10 @@ def micro_steps(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
             _shapes_of_values(loss, params, batch, args),
         )
+        coordinate = "coordinate" in statistics
+        if method is not None:
+            part = jax.eval_shape(lambda p, b: measure(p, b, args, None), params, batch)
+            coordinate = part.moments.coordinate_scatter is not None
         totals = m.GroupWeights(none, none).totals()
         return MicroStepsState(m.zero_moments(params, coordinate), totals, values)
 
@@ -118,24 +137,17 @@ def micro_steps(
         state: MicroStepsState, params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None
     ) -> MicroStepsState:
         loss.check_keys(args)
-        num_rows, dtype = count_rows(batch), state.totals.weight.dtype
-        weight = jnp.ones(num_rows, dtype)
         if mask is not None:
-            weight = check_mask(mask, num_rows).astype(dtype)
-            batch = replace_padding(batch, weight)
-        gradient = group_gradient(loss, may_hold_padding=mask is not None)
-        one_group = channels_last(lambda: gradient(params, batch, weight, args))
-        values, grads = one_group()
-        weights = m.GroupWeights(jnp.sum(weight)[None], jnp.sum(weight**2)[None])
-        new, before = weights.totals(), state.totals
-        chunk = m.chunk_moments(jax.tree.map(lambda h: h[None], grads), weights.weight, coordinate)
+            mask = check_mask(mask, count_rows(batch))
+        part = channels_last(lambda: measure(params, batch, args, mask))()
+        new, before = part.totals, state.totals
         return MicroStepsState(
-            moments=m.add_chunk(state.moments, chunk, before.weight, new.weight),
-            totals=jax.tree.map(jnp.add, before, new),
+            moments=m.add_chunk(state.moments, part.moments, before.weight, new.weight),
+            totals=jax.tree.map(lambda a, b: a + b.astype(a.dtype), before, new),
             values=jax.tree.map(
                 lambda total, x: total + jnp.where(new.weight > 0, _weighed(x, new.weight), 0),
                 state.values,
-                values,
+                part.values,
             ),
         )
 
@@ -150,6 +162,77 @@ def micro_steps(
         return ((value, aux) if has_aux else value), grads, m.to_stats(state.moments, state.totals)
 
     return MicroSteps(init, add, finish)
+
+
+def _one_group(loss: Loss, coordinate: bool) -> Callable[..., MicroStepsState]:
+    """``f(params, batch, args, mask)`` → the micro-batch as one group."""
+
+    def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> MicroStepsState:
+        weight = jnp.ones(count_rows(batch), _tree.scalar_dtype(params))
+        if mask is not None:
+            weight = mask.astype(weight.dtype)
+        gradient = group_gradient(loss, may_hold_padding=mask is not None)
+        values, grads = gradient(params, batch, weight, args)
+        weights = m.GroupWeights(jnp.sum(weight)[None], jnp.sum(weight**2)[None])
+        stacked = jax.tree.map(lambda h: jnp.asarray(h)[None], grads)
+        moments = m.chunk_moments(stacked, weights.weight, coordinate)
+        return MicroStepsState(moments, weights.totals(), values)
+
+    return measure
+
+
+def _by_method(loss: Loss, method: Method) -> Callable[..., MicroStepsState]:
+    """``f(params, batch, args, mask)`` → the groups that `method` measures in a micro-batch."""
+
+    def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> MicroStepsState:
+        values, grads, stats = method(loss)(params, batch, args, mask)
+        if stats.inner_product_variance is not None:
+            raise ValueError(_INNER.format(method=method))
+        return MicroStepsState(_moments_of(grads, stats), _totals_of(stats), values)
+
+    return measure
+
+
+def _moments_of(grads: ArrayTree, stats: GradientStats) -> m.Moments:
+    """Mean and scatter that `stats` were formed from; one group has no scatter."""
+    freedom = stats.num_groups - 1
+    scatter = lambda x: jnp.where(freedom > 0, freedom.astype(x.dtype) * x, 0)
+    return m.Moments(
+        mean=jax.tree.map(_tree.widen, grads),
+        scatter=scatter(stats.variance),
+        coordinate_scatter=jax.tree.map(scatter, stats.coordinate_variance),
+    )
+
+
+def _totals_of(stats: GradientStats) -> m.Totals:
+    """Totals of groups of real examples of weight one: n − 1 degrees of freedom."""
+    examples = stats.num_examples
+    return m.Totals(examples, examples, stats.num_groups, stats.num_groups.astype(jnp.int32))
+
+
+_INNER = """\
+Expected a method without inner products, got method={method}: those of every micro-batch are with \
+its own gradient and not with that of all, so they cannot be merged; leave "inner" out, as in \
+adaoptax.measure.exact() or per_example(statistics=("norm",))."""
+
+
+def _check_mergeable(method: Any, statistics: tuple[str, ...]) -> None:
+    """Raises for what is not a method, and for methods whose parts cannot be merged."""
+    check_method("method", method)
+    if isinstance(method, Every):
+        raise ValueError(
+            f"Expected a method that measures every micro-batch, got method={method}: the parts of"
+            " one step are measured all or not at all; accumulate two ways, with and without a"
+            " method, and choose one at each step."
+        )
+    if "inner" in getattr(method, "statistics", ()):
+        raise ValueError(_INNER.format(method=method))
+    if tuple(statistics) != ("norm",):
+        raise ValueError(
+            f"Expected statistics to be given to the method, got statistics={statistics!r} beside"
+            f' method={method}: pass them there, as in adaoptax.measure.exact(("norm",'
+            ' "coordinate")).'
+        )
 
 
 def _shapes_of_values(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Any:

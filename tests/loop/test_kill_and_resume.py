@@ -125,7 +125,10 @@ class Run:
         num_epochs = int(rng.integers(1, 9))
         walk = np.cumsum(rng.integers(-2, 6, size=STEPS) * self.micro / 4)
         self.sizes = [float(size) for size in walk.clip(1, 1.2 * self.max)]
-        self.shared: dict[str, Any] = {"max_batch_size": self.max, "pad_to_max": self.pad}
+        self.shared: dict[str, Any] = {
+            "max_batch_size": self.max,
+            "pad_to": "max" if self.pad else None,
+        }
         if self.kind in INDEXED:
             shuffle, endless = bool(rng.random() < 0.8), bool(rng.random() < 0.3)
             epochs = itertools.count() if endless else range(num_epochs)
@@ -187,6 +190,7 @@ def step(group, run, size):
     values, mask = assemble(rows, run.micro)
     real = int(mask.sum())
     assert mask[:real].all()
+    assert {(loader.num_examples, loader.num_rows) for loader in group} == {(real, len(mask))}
     assert len(mask) == (run.max if run.pad else -(-real // run.micro) * run.micro)
     return values[mask].tolist(), state
 

@@ -1,7 +1,9 @@
 """The loader: sizes, epochs, padding, prefetch, errors in the source."""
 
 import gc
+import itertools
 import json
+import math
 import threading
 import time
 import traceback
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaoptax.loop import Batch, BatchLoader, epoch_permutation
+from adaoptax.loop import Batch, BatchLoader, capacities, epoch_permutation
 
 
 def real(batch):
@@ -70,7 +72,7 @@ def test_padding_gives_one_shape_and_a_mask(prefetch):
         source,
         4,
         max_batch_size=16,
-        pad_to_max=True,
+        pad_to="max",
         num_epochs=1,
         shuffle=False,
         prefetch=prefetch,
@@ -90,6 +92,44 @@ def test_padding_gives_one_shape_and_a_mask(prefetch):
     assert sizes == [4, 8, 16, 16, 6]
     assert total == sum(range(51))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("pad_to", "rows"),
+    [
+        (None, [4, 8, 12, 20, 24]),
+        ("max", [24] * 5),
+        ("ladder", [4, 8, 16, 24, 24]),
+        ((12, 24), [12, 12, 12, 24, 24]),
+        ([8, 20, 24], [8, 8, 20, 20, 24]),
+    ],
+)
+def test_batches_are_padded_to_the_next_capacity(pad_to, rows):
+    loader = BatchLoader(
+        np.arange(100), 4, max_batch_size=24, pad_to=pad_to, shuffle=False, num_epochs=1
+    )
+    delivered = []
+    for size, expected in zip([4, 8, 12, 20, 24], rows, strict=True):
+        assert loader.resize(size) == size
+        batch = next(loader)
+        assert (len(batch.mask), loader.num_rows, batch.num_examples) == (expected, expected, size)
+        delivered += real(batch)
+    loader.resize(100)
+    last = list(loader)
+    assert [batch.num_examples for batch in last] == [24, 8]
+    assert [len(batch.mask) for batch in last] == [24, 8 if pad_to in (None, "ladder") else rows[1]]
+    assert delivered + [i for batch in last for i in real(batch)] == list(range(100))
+
+
+@pytest.mark.parametrize("micro", [1, 3, 16])
+def test_the_ladder_of_capacities(micro):
+    for k in range(1, 70):
+        rows = capacities(micro, k * micro)
+        assert rows[-1] == k * micro
+        assert rows[0] == micro
+        assert all(a < b <= 2 * a for a, b in itertools.pairwise(rows))
+        assert len(rows) == math.ceil(math.log2(k)) + 1
+        assert all(n % micro == 0 for n in rows)
 
 
 def test_resize_rounds_up_and_caps():
@@ -137,7 +177,17 @@ def test_runs_under_the_transfer_guard():
         ({"micro_batch_size": 0}, "Expected micro_batch_size >= 1"),
         ({"micro_batch_size": 4, "max_batch_size": 10}, "pass max_batch_size=12"),
         ({"max_batch_size": 4, "micro_batch_size": 4}, "max_batch_size >= batch_size=8"),
-        ({"pad_to_max": True}, "max_batch_size with pad_to_max=True"),
+        ({"pad_to": "max"}, "max_batch_size with pad_to='max'"),
+        ({"pad_to": "largest", "max_batch_size": 16}, "got pad_to='largest'"),
+        ({"pad_to": True, "max_batch_size": 16}, "got pad_to=True"),
+        ({"pad_to": (), "max_batch_size": 16}, r"got pad_to=\(\)"),
+        ({"pad_to": (8, 8, 16), "max_batch_size": 16}, r"got pad_to=\(8, 8, 16\)"),
+        (
+            {"pad_to": (8, 12, 16), "max_batch_size": 16},
+            "increasing multiples of micro_batch_size=8",
+        ),
+        ({"pad_to": (8,), "max_batch_size": 16}, "that end with max_batch_size=16"),
+        ({"pad_to": (8.5, 16), "max_batch_size": 16}, "pad_to to be a whole number"),
         ({"num_epochs": 0}, "Expected num_epochs >= 1"),
         ({"prefetch": -1}, "Expected prefetch >= 0"),
         ({"seed": -1}, "Expected seed >= 0"),

@@ -95,7 +95,7 @@ def test_each_process_reads_its_own_rows_only():
 
 
 def test_sizes_count_the_examples_of_all_processes():
-    loader = BatchLoader(np.arange(100), 8, max_batch_size=32, pad_to_max=True, process=(1, 2))
+    loader = BatchLoader(np.arange(100), 8, max_batch_size=32, pad_to="max", process=(1, 2))
     assert (loader.num_examples, loader.num_rows) == (0, 0)
     batch = next(loader)
     assert batch.data.shape == (16,)

@@ -83,7 +83,7 @@ def test_a_step_that_was_not_measured_counts_examples_only():
     policy.update(20.0)
     before = policy.get_state()
     assert policy.update(None, num_examples=33) == 16
-    assert policy.get_state() == before | {"since_change": 33}
+    assert policy.get_state() == before | {"since_change": 33, "num_examples": 41}
 
 
 def test_cooldown_counts_the_examples_of_undefined_steps_too():
@@ -156,9 +156,9 @@ def test_refused_updates_change_nothing(arguments, message):
     ("change", "message"),
     [
         ({"version": 0}, "Expected version=1 as here, got version=0"),
-        ({"batch_size": 4}, "multiple of 8 from 16 to 64, got batch_size=4"),
-        ({"batch_size": 128}, "multiple of 8 from 16 to 64, got batch_size=128"),
-        ({"batch_size": 20}, "multiple of 8 from 16 to 64, got batch_size=20"),
+        ({"batch_size": 4}, "multiple_of=8 from 16 to 64, got batch_size=4"),
+        ({"batch_size": 128}, "multiple_of=8 from 16 to 64, got batch_size=128"),
+        ({"batch_size": 20}, "multiple_of=8 from 16 to 64, got batch_size=20"),
         ({"batch_size": None}, "Expected batch_size to be a whole number"),
         ({"required_batch_size": "much"}, "required_batch_size to be None or a number"),
         ({"required_batch_size": "nan"}, "required_batch_size to be None or a number"),

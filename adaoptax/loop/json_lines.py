@@ -1,0 +1,204 @@
+"""Records of updates in a file: one line of strict JSON an update."""
+
+import json
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adaoptax.loop.append_file import AppendFile, keep_aside
+
+# As protocol buffers spell them in JSON; `float` reads them in every language.
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class JsonLines:
+    """Appends a line of strict JSON for every record: a callback of the training loop.
+
+    Every line is written at once, so that a killed process loses at most a part of its last
+    line. JSON has no numbers beyond the finite ones: they become the texts ``"Infinity"``,
+    ``"-Infinity"`` and ``"NaN"``, and None becomes ``null``, so that "all noise", "undefined" and
+    "not measured" stay apart. `read_json_lines` gives every number back bit for bit.
+
+    Nothing that a file holds is lost. A run from the start that finds one renames it to the first
+    free of ``records.1.jsonl``, ``records.2.jsonl``, ... A resumed run cuts what came after the
+    restored place, since it will write these lines again: the file ends up as that of a run that
+    was never interrupted. Where the disk is full training goes on: a warning is given once, and
+    the lines wait in memory.
+
+    Args:
+        path: The file, usually ``.../records.jsonl``. It is made with its folders at the first
+            record.
+
+    Raises:
+        ValueError: If `path` is a folder.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from adaoptax.loop import JsonLines, read_json_lines
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "records.jsonl")
+        >>> write = JsonLines(path)
+        >>> write({"step": 1, "examples": 32, "required": float("inf"), "gain": None})
+        >>> write.close()
+        >>> print(path.read_text(), end="")
+        {"step": 1, "examples": 32, "required": "Infinity", "gain": null}
+        >>> read_json_lines(path)
+        [{'step': 1, 'examples': 32, 'required': inf, 'gain': None}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = pathlib.Path(path)
+        if self._path.is_dir():
+            raise ValueError(
+                f"Expected path to be a file, got path={str(path)!r}, which is a folder: pass "
+                f"{str(self._path / 'records.jsonl')!r}."
+            )
+        self._file: AppendFile | None = None
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Appends one record.
+
+        Args:
+            record: Names and plain values: numbers, texts, bools, None, also in lists and dicts.
+
+        Raises:
+            TypeError: If JSON has no form for a value.
+        """
+        line = _line(record)
+        if self._file is None:
+            keep_aside(self._path)
+            self._file = AppendFile(self._path)
+        self._file.write(line)
+
+    def resume(self, record: Mapping[str, Any] | None) -> None:
+        """Goes back to a restored place: cuts the lines that come after it.
+
+        Args:
+            record: The last record before that place, of which "step" is read; None for the
+                start, where the file that is there is kept aside.
+        """
+        pending = b"" if self._file is None else self._end()
+        self._file = None
+        if record is None:
+            return
+        written = self._path.read_bytes() if self._path.exists() else b""
+        step = int(record["step"])
+        stop, last_step = _end_of_step(written + pending, step)
+        if last_step is None:  # no line to go on from: as at the start
+            keep_aside(self._path)
+        elif stop < len(written):
+            os.truncate(self._path, stop)
+        self._file = AppendFile(self._path)
+        kept = (written + pending)[len(written) : stop]
+        if not (kept or written[:stop]).endswith(b"\n") and last_step is not None:
+            kept += b"\n"  # a whole line whose end was torn off
+        if kept:
+            self._file.write(kept)
+        if last_step is not None and last_step < step:
+            warnings.warn(
+                f"Expected lines up to step={step} in {self._path}, got step={last_step} as the "
+                "last: some were never written (a full disk, a machine that went down, or an "
+                "older copy of the file); the new lines follow after this gap.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _end(self) -> bytes:
+        """Closes the file; returns what the disk refused."""
+        assert self._file is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is pending is not lost, but handed on
+            self._file.close()
+        return bytes(self._file.pending)
+
+    def close(self) -> None:
+        """Closes the file; a later record opens it again and goes on."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads what `JsonLines` wrote, with every number as it was.
+
+    Args:
+        path: The file, also while a run still writes it: a torn last line is left out.
+
+    Returns:
+        One dict a line. The texts "Infinity", "-Infinity" and "NaN" come back as floats.
+
+    Raises:
+        ValueError: If a line that is not the last one is no JSON object.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from adaoptax.loop import read_json_lines
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "records.jsonl")
+        >>> _ = path.write_text('{"step": 1, "required": "NaN"}' + chr(10) + '{"step": 2, "requ')
+        >>> read_json_lines(path)
+        [{'step': 1, 'required': nan}]
+    """
+    *lines, torn = pathlib.Path(path).read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _parsed(line)
+        if record is None:
+            raise ValueError(
+                f"Expected a JSON object in every line of {path}, got {line[:40]!r} in line "
+                f"{number}: this is another file or a damaged one; remove that line."
+            )
+        records.append(record)
+    last = _parsed(torn)  # whole, where only its end of line is missing
+    return records if last is None else [*records, last]
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(_strict(dict(record)), allow_nan=False).encode() + b"\n"
+    except TypeError as error:
+        raise TypeError(
+            f"Expected records of plain numbers, texts and None, got {dict(record)!r} ({error}): "
+            "read arrays with jax.device_get and float first."
+        ) from error
+
+
+def _strict(value: Any) -> Any:
+    """`value` without floats that strict JSON cannot hold."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    return [_restored(item) for item in value] if isinstance(value, list) else value
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return _restored(record) if isinstance(record, dict) else None
+
+
+def _end_of_step(content: bytes, step: int) -> tuple[int, int | None]:
+    """Where the last line of at most this step ends, and its step; ``(0, None)`` without one."""
+    stop = len(content)
+    while stop:  # from the end, since few lines are to be cut of many
+        start = content.rfind(b"\n", 0, stop - 1) + 1
+        found = (_parsed(content[start:stop]) or {}).get("step")
+        if isinstance(found, int) and found <= step:
+            return stop, found
+        stop = start
+    return 0, None

@@ -1,0 +1,61 @@
+"""The scalars that a step returns: from the device, into a record, and into saved text."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Number = bool | int | float
+
+
+def start_reading(output: Any) -> dict[str, Any]:
+    """Checks the names of `output` and asks the device to send it, without waiting."""
+    if hasattr(output, "_asdict"):
+        output = output._asdict()
+    if not isinstance(output, Mapping) or not all(isinstance(name, str) for name in output):
+        raise TypeError(
+            f"Expected output to be a dict of scalars by name, got {type(output).__name__}: return "
+            "adaoptax.observables(loss, stats, opt_state) from the train step."
+        )
+    for name, value in output.items():
+        if np.shape(value) != ():
+            raise ValueError(
+                f"Expected output[{name!r}] to be one number, got an array of shape "
+                f"{np.shape(value)}: this usually means that devices or rows were not reduced yet; "
+                "return its mean or its maximum."
+            )
+        if isinstance(value, jax.Array):
+            value.copy_to_host_async()
+    return dict(output)
+
+
+def finish_reading(output: Mapping[str, Any]) -> dict[str, Number]:
+    """Waits for the scalars; each becomes a plain bool, int or float."""
+    return {name: np.asarray(value).item() for name, value in jax.device_get(dict(output)).items()}
+
+
+def to_text(numbers: Mapping[str, Number]) -> dict[str, Number | str]:
+    """The same numbers for strict JSON: what it cannot hold (inf, NaN) as text."""
+    return {name: x if math.isfinite(x) else repr(x) for name, x in numbers.items()}
+
+
+def from_text(saved: Any) -> dict[str, Number]:
+    """Numbers out of what `to_text` returned, or a ValueError."""
+    if not isinstance(saved, Mapping):
+        raise ValueError(
+            f"Expected output to be a dict of numbers, got {type(saved).__name__} saved: the saved "
+            "state is damaged."
+        )
+    numbers: dict[str, Number] = {}
+    for name, value in saved.items():
+        try:
+            numbers[name] = float(value) if isinstance(value, str) else value
+            math.isfinite(numbers[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected a number as output, got {name}={value!r} saved: the saved state is "
+                "damaged."
+            ) from error
+    return numbers

@@ -1,0 +1,66 @@
+"""What is worth looking at after a step: a few scalars for decisions, records and pictures."""
+
+from typing import Any
+
+import jax
+
+from adaoptax.batch_tests import BatchTestState, required_batch_size
+from adaoptax.scaling import ScaleByAdaScaleState
+from adaoptax.stats import GradientStats, measured, noise_scale, signal
+
+
+def observables(
+    loss: jax.Array, stats: GradientStats, opt_state: Any = None
+) -> dict[str, jax.Array]:
+    """Collects the scalars of one step that `AdaptiveLoop` decides by and records.
+
+    Call it at the end of the jitted train step and return what it returns: scalars that stay on
+    the device until the loop reads them. Add numbers of your own to the dict as you like.
+
+    Args:
+        loss: Mean loss of the batch.
+        stats: Statistics of the step.
+        opt_state: State of the optimizer **after** the step, with batch tests and AdaScale
+            anywhere in it; None if there is none.
+
+    Returns:
+        A dict of scalars. Always ``loss``, ``num_groups`` and ``measured`` (bool), and in the units
+        of squared gradients ``sq_norm``, ``variance`` (unbiased, of one example) and ``signal``
+        (debiased, may be negative), and their quotient ``noise_scale`` (examples; of one step,
+        hence rough: average `variance` and `signal` before you divide). With a batch test in
+        `opt_state` ``required`` (examples). With AdaScale ``gain`` and ``scale_invariant_steps``.
+
+    Examples:
+        >>> import adaoptax, jax.numpy as jnp, optax
+        >>> tx = optax.chain(adaoptax.norm_test(eta=0.5), adaoptax.adascale(0.1, 32))
+        >>> grads, stats = adaoptax.stats_from_groups(jnp.eye(4) + 1, group_size=16)
+        >>> _, opt_state = tx.update(grads, tx.init(grads), grads, stats=stats)
+        >>> seen = adaoptax.observables(jnp.float32(2.5), stats, opt_state)
+        >>> sorted(seen)  # doctest: +NORMALIZE_WHITESPACE
+        ['gain', 'loss', 'measured', 'noise_scale', 'num_groups', 'required',
+         'scale_invariant_steps', 'signal', 'sq_norm', 'variance']
+        >>> float(seen["loss"]), float(seen["num_groups"])
+        (2.5, 4.0)
+    """
+    seen = {
+        "loss": loss,
+        "num_groups": stats.num_groups,
+        "measured": measured(stats),
+        "sq_norm": stats.sq_norm,
+        "variance": stats.variance,
+        "signal": signal(stats),
+        "noise_scale": noise_scale(stats),
+    }
+    if _nodes(opt_state, BatchTestState):
+        seen["required"] = required_batch_size(opt_state)
+    for adascale in _nodes(opt_state, ScaleByAdaScaleState)[:1]:
+        count, fraction = adascale.scale_invariant_count, adascale.scale_invariant_fraction
+        seen["gain"] = adascale.gain
+        seen["scale_invariant_steps"] = count.astype(fraction.dtype) + fraction
+    return seen
+
+
+def _nodes(tree: Any, kind: type) -> list[Any]:
+    """All nodes of one kind in a tree."""
+    is_kind = lambda node: isinstance(node, kind)
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]

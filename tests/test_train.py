@@ -1,0 +1,253 @@
+"""The trainer in one file: it resumes after every kind of end, and says what it would do."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = str(ROOT / "examples" / "train.py")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+# A run of a few hundred small updates whose batch grows.
+SMALL = ["--examples", "12000", "--width", "48", "--max-batch-size", "128"]
+
+
+def start(out: pathlib.Path, *options: str, **popen: Any) -> subprocess.Popen:
+    command = [sys.executable, TRAIN, "--out", str(out), *options]
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, **popen)
+
+
+def run(out: pathlib.Path, *options: str) -> str:
+    """What the program printed, once it has ended well."""
+    with start(out, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return printed
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The last line of the error; in this process, for it ends before anything is trained."""
+    with pytest.raises(SystemExit) as exit_:
+        train.main(list(options))
+    errors = capsys.readouterr().err + (
+        exit_.value.code if isinstance(exit_.value.code, str) else ""
+    )
+    assert exit_.value.code
+    return errors.strip().splitlines()[-1]
+
+
+def summary(out: pathlib.Path) -> dict[str, Any]:
+    return json.loads((out / "summary.json").read_text())
+
+
+def records(out: pathlib.Path) -> list[dict[str, Any]]:
+    """All records, without the speed, which no two runs share."""
+    lines = (out / "records.jsonl").read_text().splitlines()
+    read = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k != "examples_per_s"} for record in read]
+
+
+def lines_of(out: pathlib.Path) -> int:
+    path = out / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(condition: Any, process: subprocess.Popen, timeout: float = 120) -> None:
+    """Until the condition holds or the process ends."""
+    end = time.monotonic() + timeout
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of a run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    run(out, *SMALL)
+    return out
+
+
+def same_run(out: pathlib.Path, whole: pathlib.Path) -> None:
+    assert summary(out) == summary(whole)
+    assert records(out) == records(whole)
+
+
+def test_the_run_grows_and_leaves_what_it_promises(whole: pathlib.Path) -> None:
+    sizes = [record["batch_size"] for record in records(whole)]
+    assert (sizes[0], max(sizes)) == (32, 128)
+    steps = [record["step"] for record in records(whole)]
+    assert steps == list(range(1, len(sizes) + 1))
+    found = summary(whole)
+    assert found["finished"]
+    assert found["examples"] == sum(sizes) >= 12000
+    assert found["test_accuracy"] > 0.9
+    assert (whole / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_is_only_told_again(whole: pathlib.Path) -> None:
+    before, told = summary(whole), records(whole)
+    printed = run(whole, *SMALL)
+    assert before["sha256"] in printed
+    assert (summary(whole), records(whole)) == (before, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT] * 2])
+def test_goes_on_after_a_signal(
+    ends: Sequence[signal.Signals], tmp_path: pathlib.Path, whole: pathlib.Path
+) -> None:
+    with start(tmp_path, *SMALL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: lines_of(tmp_path) > 70, process)
+        for end in ends:
+            process.send_signal(end)
+        printed, errors = process.communicate(timeout=120)
+    if len(ends) == 1:
+        assert process.returncode == 0, errors[-3000:]
+        assert "the same command goes on from here" in printed
+        assert not summary(tmp_path)["finished"]
+        assert "Traceback" not in errors
+    assert lines_of(tmp_path) < len(records(whole))
+    run(tmp_path, *SMALL)
+    same_run(tmp_path, whole)
+
+
+LONG = ["--examples", "150000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
+        "--checkpoint-every", "25", "--eta", "0.6"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path: pathlib.Path) -> None:
+    expected = tmp_path / "whole"
+    run(expected, *LONG)
+    out, seed = tmp_path / "killed", random.SystemRandom().randrange(2**32)
+    moments = random.Random(seed)
+    kills = reached = 0
+    while kills < 20:
+        before = lines_of(out)
+        with start(out, *LONG, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            if kills % 5:  # while it trains or saves
+                wait_for(lambda before=before: lines_of(out) > before, process)
+                time.sleep(moments.uniform(0, 0.6))
+            else:  # while it starts, restores or compiles
+                time.sleep(moments.uniform(0.5, 5))
+            process.kill()
+        assert process.wait() == -signal.SIGKILL, f"it ended before kill {kills}, {seed=}"
+        kills += 1
+        reached = max(reached, lines_of(out))
+    run(out, *LONG)
+    assert 100 < reached < len(records(expected)), f"kills have to spread over the run, {seed=}"
+    assert summary(out) == summary(expected), f"{seed=}"
+    assert records(out) == records(expected), f"{seed=}"
+
+
+def test_a_dry_run_says_what_would_run_and_touches_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "never"
+    schedule = ["--dry-run", "--batch-schedule", "0:32 4K:64 8K:128"]
+    train.main(["--out", str(out), *SMALL, *schedule])
+    printed = capsys.readouterr().out
+    assert not out.exists()
+    assert "parameters" in printed
+    for size, steps in ((32, 125), (64, 63), (128, 31)):
+        assert any(str(size) in line and str(steps) in line for line in printed.splitlines())
+
+
+def test_diagnose_measures_and_never_acts(tmp_path: pathlib.Path) -> None:
+    run(tmp_path, *SMALL, "--examples", "4000", "--diagnose")
+    seen = records(tmp_path)
+    assert {record["batch_size"] for record in seen} == {32}
+    assert max(record["next_batch_size"] for record in seen) > 32
+
+
+def test_a_schedule_decides_instead_of_the_test(tmp_path: pathlib.Path) -> None:
+    run(tmp_path, *SMALL, "--examples", "4000", "--batch-schedule", "0:32 1K:64 3K:128")
+    sizes = [(record["examples"], record["batch_size"]) for record in records(tmp_path)]
+    for seen, size in sizes:
+        before = seen - size
+        assert size == (32 if before < 1000 else 64 if before < 3000 else 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--problem", "digits-cnn", "--width", "4", "--how", "host"],
+        ["--problem", "cancer", "--method", "exact", "--how", "ladder"],
+        ["--problem", "stdlib-lm", "--width", "16", "--examples", "600"],
+        ["--width", "16", "--host-devices", "8", "--micro-batch-size", "16"],
+    ],
+)
+def test_every_problem_and_way_trains(options: list[str], tmp_path: pathlib.Path) -> None:
+    run(tmp_path, "--examples", "2000", *options)
+    assert summary(tmp_path)["finished"]
+    losses = [record["loss"] for record in records(tmp_path)]
+    assert losses[-1] < losses[0]
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('problem = "cancer"\nbatch_size = 64\nmicro_batch_size = 16\neta = 1\n')
+    run(tmp_path / "out", "--config", str(config), "--micro-batch-size", "32", "--examples", "500")
+    options = json.loads((tmp_path / "out" / "options.json").read_text())
+    assert (options["batch_size"], options["micro_batch_size"], options["eta"]) == (64, 32, 1)
+    assert options["max_batch_size"] == 256  # of the problem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch-size = 64", "there is no option 'batch-size'"),
+        ('batch_size = "64"', "batch_size must be of type int, got '64'"),
+        ('how = "quickly"', "how must be one of"),
+        ("batch_size = ", "--config"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(
+    text: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    assert message in refused(capsys, "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "40"], "--batch-size must be a multiple of --micro-batch-size"),
+        (["--max-batch-size", "16"], "--max-batch-size must be at least --batch-size"),
+        (["--batch-size", "16"], "--batch-size must be two micro-batches or more"),
+        (["--batch-schedule", "0:32 x:64"], "--batch-schedule: Expected"),
+        (["--config", "no.toml"], "no.toml"),
+    ],
+)
+def test_a_bad_option_is_one_sentence(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *options)
+
+
+def test_other_options_do_not_go_on_with_a_run(
+    whole: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "--out", str(whole), *SMALL, "--eta", "0.5")
+    assert "holds a run with eta=0.8, got eta=0.5: pass another --out" in message
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--problem", "cancer", "--help"])
+    printed = capsys.readouterr().out
+    assert printed.count("default:") >= 12
+    assert "27300" in printed  # examples of the problem that was named
