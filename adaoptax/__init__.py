@@ -21,6 +21,7 @@ from adaoptax.loop import (
     BatchLoader,
     GrowthPolicy,
     JsonLines,
+    Record,
     accumulate,
     check_same_everywhere,
     data_process,
@@ -116,6 +117,7 @@ __all__ = [
     "observables",
     # Seeing what happened
     "JsonLines",
+    "Record",
     "noise_windows",
     "read_json_lines",
     # For trainers that pass nothing extra

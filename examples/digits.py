@@ -11,7 +11,7 @@ import argparse
 
 import jax
 import optax
-from digits_common import StepOutput, main
+from digits_common import main
 from flax import nnx
 
 import adaoptax
@@ -48,17 +48,17 @@ class NnxTrainer:
         )
 
         @nnx.jit
-        def train_step(model: MLP, optimizer: nnx.Optimizer, batch: adaoptax.Batch) -> StepOutput:
+        def train_step(
+            model: MLP, optimizer: nnx.Optimizer, batch: adaoptax.Batch
+        ) -> dict[str, jax.Array]:
             loss, grads, stats = measure(model, batch.data, mask=batch.mask)
             optimizer.update(model, grads, stats=stats)
-            state = nnx.as_pure(optimizer.opt_state)
-            required = adaoptax.required_batch_size(state)
-            return StepOutput(loss, required, optax.tree.get(state, "gain"))
+            return adaoptax.observables(loss, stats, nnx.as_pure(optimizer.opt_state))
 
         self._train_step = train_step
         self._predict = nnx.jit(lambda model, inputs: model(inputs))
 
-    def step(self, batch: adaoptax.Batch) -> StepOutput:
+    def step(self, batch: adaoptax.Batch) -> dict[str, jax.Array]:
         """Takes one train step."""
         return self._train_step(self.model, self.optimizer, batch)
 

@@ -13,26 +13,17 @@ import jax
 import numpy as np
 import optax
 from digits_data import digits
-from reporting import (
-    BLUE,
-    GREY,
-    StepOutput,
-    column,
-    draw_size,
-    finish_record,
-    panels,
-    write_run,
-)
-from tqdm import tqdm
+from reporting import BLUE, GREY, column, draw_noise, draw_size, panels, write_run
 
 import adaoptax
+from adaoptax.integrations.progress import ProgressBar
 
 
 class Trainer(Protocol):
     """What a model has to offer to the loop."""
 
-    def step(self, batch: adaoptax.Batch) -> StepOutput:
-        """Takes one jitted train step; `batch` lies on the device."""
+    def step(self, batch: adaoptax.Batch) -> dict[str, jax.Array]:
+        """Takes one jitted train step, returns `observables`; `batch` lies on the device."""
         ...
 
     def predict(self, inputs: jax.Array) -> jax.Array:
@@ -132,7 +123,7 @@ def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.Grad
 
 def train(
     options: argparse.Namespace, make_trainer: MakeTrainer, seed: int, adaptive: bool
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[adaoptax.Record], dict[str, Any]]:
     """One run; returns its records and its summary."""
     x_train, x_test, y_train, y_test = digits(seed)
     num_examples = options.epochs * len(x_train)
@@ -156,41 +147,26 @@ def train(
     )
     x_test, y_test = jax.device_put((x_test, y_test))
     share_right = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
-    accuracy = lambda: float(share_right(trainer.predict(x_test), y_test))
+    accuracy = lambda: share_right(trainer.predict(x_test), y_test)
 
-    records: list[dict[str, Any]] = []
-    waiting: tuple[dict[str, Any], StepOutput] | None = None
-    name = f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
+    records: list[adaoptax.Record] = []
+    bar = ProgressBar(
+        num_examples, desc=f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
+    )
+    # The fixed run decides just the same, and only does not act.
+    loop = adaoptax.AdaptiveLoop(loader, policy, callbacks=[records.append, bar], act=adaptive)
     started, next_accuracy = time.perf_counter(), 0
-    with tqdm(total=num_examples, unit=" examples", desc=name, mininterval=0.5) as bar:
-        for batch in loader:
+    with loop:
+        for batch in loop:
             output = trainer.step(jax.device_put(batch))
-            record = {
-                "seed": seed,
-                "step": loader.step,
-                "examples": loader.examples_seen,
-                "epoch": round(loader.examples_seen / len(x_train), 3),
-                "batch_size": batch.num_examples,
-            }
-            if loader.examples_seen >= next_accuracy:
-                record["test_accuracy"] = accuracy()
+            if loop.examples_seen >= next_accuracy:
+                output["test_accuracy"] = accuracy()
                 next_accuracy += num_examples // POINTS_OF_ACCURACY
-            # Read one step late: the device already works on the next one while we look.
-            if waiting is not None:
-                required = finish_record(*waiting, eta=options.eta)
-                records.append(waiting[0])
-                if adaptive:
-                    loader.resize(policy.update(required, num_examples=batch.num_examples))
-            waiting = (record, output)
-            bar.update(batch.num_examples)
-            bar.set_postfix(batch=batch.num_examples, refresh=False)
-    assert waiting is not None
-    finish_record(*waiting, eta=options.eta)
-    records.append(waiting[0])
-    records[-1]["test_accuracy"] = accuracy()
+            loop.observe(output)
+    records[-1]["test_accuracy"] = float(accuracy())
     summary = {
         "updates": len(records),
-        "examples": loader.examples_seen,
+        "examples": loop.examples_seen,
         "largest_batch_size": max(record["batch_size"] for record in records),
         "test_accuracy": records[-1]["test_accuracy"],
         "seconds": time.perf_counter() - started,
@@ -248,9 +224,8 @@ def draw(
     figure, (size, noise, gain, accuracy) = panels()
     draw_size(size, adaptive, options)
     size.plot(*column(fixed, "batch_size"), color=GREY)
-    noise.plot(*column(adaptive, "noise_scale"), color=BLUE)
-    noise.plot(*column(fixed, "noise_scale"), color=GREY)
-    noise.set(title="Gradient noise scale (examples)", yscale="log")
+    draw_noise(noise, fixed, options, GREY)
+    draw_noise(noise, adaptive, options, BLUE)
     gain.plot(*column(adaptive, "gain"), color=BLUE)
     gain.plot(*column(fixed, "gain"), color=GREY)
     gain.set(title="AdaScale gain", xlabel="examples seen (thousands)", ylim=(0.8, None))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from digits_common import StepOutput, main
+from digits_common import main
 from flax import linen as nn
 
 import adaoptax
@@ -47,11 +47,12 @@ class LinenTrainer:
         )
 
         @functools.partial(jax.jit, donate_argnums=0)
-        def train_step(state: TrainState, batch: adaoptax.Batch) -> tuple[TrainState, StepOutput]:
+        def train_step(
+            state: TrainState, batch: adaoptax.Batch
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
             loss, grads, stats = measure(state.params, batch.data, mask=batch.mask)
             state = state.apply_gradients(grads=grads, stats=stats)
-            required = adaoptax.required_batch_size(state.opt_state)
-            return state, StepOutput(loss, required, optax.tree.get(state.opt_state, "gain"))
+            return state, adaoptax.observables(loss, stats, state.opt_state)
 
         params = model.init(jax.random.key(seed), jnp.zeros((1, 64)))
         self.state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
@@ -60,7 +61,7 @@ class LinenTrainer:
         self._train_step = train_step
         self._predict = jax.jit(model.apply)
 
-    def step(self, batch: adaoptax.Batch) -> StepOutput:
+    def step(self, batch: adaoptax.Batch) -> dict[str, jax.Array]:
         """Takes one train step."""
         self.state, output = self._train_step(self.state, batch)
         return output

@@ -4,48 +4,23 @@ import argparse
 import json
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import adaoptax
+
 BLUE, GREY = "#2166ac", "#999999"
-
-
-class StepOutput(NamedTuple):
-    """Device scalars that one train step returns.
-
-    Attributes:
-        loss: Mean loss of the batch.
-        required: Batch size that the norm test requires.
-        gain: AdaScale's gain.
-    """
-
-    loss: jax.Array
-    required: jax.Array
-    gain: jax.Array
-
-
-def finish_record(record: dict[str, Any], output: StepOutput, eta: float) -> float:
-    """Adds the numbers of the device to a record; returns the required batch size."""
-    loss, required, gain = (float(x) for x in jax.device_get(output))
-    # The norm test asks for (noise scale)/η²; null where the gradient was all noise.
-    noise_scale = required * eta**2
-    record.update(
-        loss=loss,
-        required=required if math.isfinite(required) else None,
-        noise_scale=noise_scale if math.isfinite(noise_scale) else None,
-        gain=gain,
-    )
-    return required
 
 
 def write_run(out: pathlib.Path, records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     """Writes records.jsonl (one line an update) and summary.json."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (out / "records.jsonl").write_text(lines)
+    write = adaoptax.JsonLines(out / "records.jsonl")
+    for record in records:
+        write(record)
+    write.close()
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -71,3 +46,13 @@ def draw_size(axis: Axes, records: list[dict[str, Any]], options: argparse.Names
     axis.set_yscale("log", base=2)
     axis.set(title="Batch size", ylim=(options.batch_size / 1.5, options.max_batch_size * 1.5))
     axis.yaxis.set_major_formatter("{x:.0f}")
+
+
+def draw_noise(
+    axis: Axes, records: list[dict[str, Any]], options: argparse.Namespace, color: str
+) -> None:
+    """The noise scale as the norm test averages it: it requires (noise scale)/η²."""
+    finite = [r for r in records if r["required"] is not None and math.isfinite(r["required"])]
+    examples, required = column(finite, "required")
+    axis.plot(examples, [options.eta**2 * number for number in required], color=color)
+    axis.set(title="Gradient noise scale (examples)", yscale="log")
