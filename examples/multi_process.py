@@ -29,10 +29,10 @@ from digits_data import digits
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, local_processes, wait
-from reporting import StepOutput, finish_record, write_run
-from tqdm import tqdm
+from reporting import write_run
 
 import adaoptax
+from adaoptax.integrations.progress import ProgressBar
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -90,13 +90,12 @@ class Trainer:
             params = nnx.state(MLP(options.hidden, nnx.Rngs(options.seed)))
             return params, tx.init(params)
 
-        def train_step(state: Any, batch: adaoptax.Batch) -> tuple[Any, StepOutput]:
+        def train_step(state: Any, batch: adaoptax.Batch) -> tuple[Any, dict[str, jax.Array]]:
             params, opt_state = state
             loss, grads, stats = measure(params, batch)
             updates, opt_state = tx.update(grads, opt_state, params, stats=stats)
-            required = adaoptax.required_batch_size(opt_state)
-            output = StepOutput(loss, required, optax.tree.get(opt_state, "gain"))
-            return (optax.apply_updates(params, updates), opt_state), output
+            state = optax.apply_updates(params, updates), opt_state
+            return state, adaoptax.observables(loss, stats, opt_state)
 
         def accuracy(state: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
             scores = nnx.merge(graph, state[0])(inputs)
@@ -107,7 +106,7 @@ class Trainer:
         self._train_step = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
         self._accuracy = jax.jit(accuracy, out_shardings=everywhere)
 
-    def step(self, batch: adaoptax.Batch, num_rows: int) -> StepOutput:
+    def step(self, batch: adaoptax.Batch, num_rows: int) -> dict[str, jax.Array]:
         """Takes one train step with the rows that this process and all others read."""
         placed = adaoptax.global_batch(batch, self.rows, num_rows, num_groups=self._micro_batches)
         self.state, output = self._train_step(self.state, placed)
@@ -141,41 +140,19 @@ def train(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
         multiple_of=options.micro_batch_size,
         patience=2,
     )
-    records: list[dict[str, Any]] = []
-    waiting: list[tuple[dict[str, Any], StepOutput]] = []
+    records: list[adaoptax.Record] = []  # of process 0
+    callbacks = [records.append, ProgressBar(examples)]
     started = time.perf_counter()
-
-    def look() -> None:
-        """Reads the oldest step and decides the next size, which the loader takes over."""
-        record, output = waiting.pop(0)
-        required = finish_record(record, output, eta=options.eta)
-        loader.resize(policy.update(required, num_examples=record["batch_size"]))
-        records.append(record)
-
-    quiet = jax.process_index() > 0
-    with tqdm(total=examples, unit=" examples", disable=quiet, mininterval=0.5) as bar:
-        for batch in loader:
-            waiting.append((
-                {
-                    "step": loader.step,
-                    "examples": loader.examples_seen,
-                    "epoch": round(loader.examples_seen / len(x_train), 3),
-                    "batch_size": loader.num_examples,
-                },
-                trainer.step(batch, loader.num_rows),
-            ))  # fmt: skip
-            if len(waiting) > 1:  # one step late: the devices work on while we look
-                look()
-            bar.update(loader.num_examples)
-            bar.set_postfix(batch=loader.num_examples, refresh=False)
-        look()
+    with adaoptax.AdaptiveLoop(loader, policy, callbacks=callbacks) as loop:
+        for batch in loop:
+            loop.observe(trainer.step(batch, loader.num_rows))
     adaoptax.check_same_everywhere(batch_size=loader.batch_size, examples=loader.examples_seen)
     return records, {
         "processes": jax.process_count(),
         "devices": jax.device_count(),
-        "updates": len(records),
-        "examples": loader.examples_seen,
-        "largest_batch_size": max(record["batch_size"] for record in records),
+        "updates": loop.step,
+        "examples": loop.examples_seen,
+        "largest_batch_size": max((record["batch_size"] for record in records), default=None),
         "test_accuracy": trainer.accuracy(x_test, y_test),
         "seconds": time.perf_counter() - started,
         "options": {name: str(value) for name, value in vars(options).items()},
