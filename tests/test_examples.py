@@ -78,6 +78,9 @@ def python_blocks(path: pathlib.Path) -> list[str]:
 
 PAGES = [
     "README.md",
+    "docs/accumulating.md",
+    "docs/checkpoints.md",
+    "docs/loop.md",
     "docs/measuring.md",
     "docs/processes.md",
     "docs/schedules.md",
@@ -88,10 +91,13 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_on_the_pages_runs(page: str) -> None:
+def test_the_code_on_the_pages_runs(
+    page: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some pages write files
     blocks = python_blocks(ROOT / page)
     assert blocks
-    namespace: dict = {}
+    namespace: dict = {"__name__": page}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
 

@@ -58,7 +58,8 @@ def read_arrays(
     """The arrays by name, with the types and places of those in `state`."""
     target = ocp.args.StandardRestore(abstract_leaves(state))
     try:
-        return manager.restore(step, args=ocp.args.Composite(state=target))["state"]
+        with jax.transfer_guard("allow"):  # processes wait for each other in a collective
+            return manager.restore(step, args=ocp.args.Composite(state=target))["state"]
     except Exception as error:
         raise damaged(directory, step, one_line(error), steps) from error
 

@@ -17,7 +17,7 @@ class StopSignals:
     stop at, and Ctrl-C is passed on to it.
 
     Attributes:
-        received: Whether to stop, as far as this process alone knows.
+        received: Whether to stop; under `jax.distributed`, set from what all processes agreed on.
     """
 
     def __init__(self) -> None:
@@ -28,6 +28,7 @@ class StopSignals:
 
     def install(self) -> None:
         """Takes over the signals, unless they are ignored (as under `nohup`)."""
+        self.received = self._interrupted = False
         if threading.current_thread() is not threading.main_thread():
             return
         self._forward = jax.distributed.is_initialized()
@@ -53,5 +54,5 @@ class StopSignals:
             os.write(2, b"\nStopping after this step; press Ctrl-C again to stop at once.\n")
             if self._forward:
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
-        self.received = True
+        if not self._forward:  # else this process must not decide alone
+            self.received = True

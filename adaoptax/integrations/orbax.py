@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import warnings
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -117,6 +118,7 @@ class Checkpointer:
         self._writing: int | None = None  # the one that is being written
         self._next_save = 0
         self._ready = False  # whether the folder is known to be ours to write to
+        self._checksums: Future[None] | None = None
         self._last: tuple[int, Any, Any, Any] | None = None
 
     @property
@@ -279,7 +281,8 @@ class Checkpointer:
 
     def _reached_stop(self, step: int) -> bool:
         if self._handle_signals and jax.distributed.is_initialized():
-            return self._open_manager().reached_preemption(step)
+            # All processes agree on one step; from there on all of them are to stop.
+            self._signals.received |= self._open_manager().reached_preemption(step)
         return self._signals.received
 
     def _save_last(self) -> None:
@@ -313,14 +316,14 @@ class Checkpointer:
             "loop": encode(loop.get_state()),
         }
         self._take_folder()
+        if self._checksums is not None:  # the new one may replace what they are written into
+            self._checksums.result()
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves), loop=ocp.args.JsonSave(header)
+        )
         try:
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves), loop=ocp.args.JsonSave(header)
-                ),
-                force=True,
-            )
+            with jax.transfer_guard("allow"):  # processes wait for each other in a collective
+                manager.save(step, args=args, force=True)
             self._writing = step
         except Exception as error:
             self._failed(step, error, warn)
@@ -337,7 +340,8 @@ class Checkpointer:
         else:
             self._saved_step = step
             if jax.process_index() == 0:
-                self._thread.submit(write_checksums, self._directory / str(step))
+                folder = self._directory / str(step)
+                self._checksums = self._thread.submit(write_checksums, folder)
 
     def _failed(self, step: int, error: Exception, warn: bool) -> None:
         if self._alone:  # what was written of it would keep the disk full

@@ -349,7 +349,7 @@ def test_the_states_of_all_kinds_of_loops_survive(tmp_path: pathlib.Path) -> Non
         "scalar": np.int64(5),
         "set": {1, 2},
         "bytearray": bytearray(b"x"),
-        "__adaoptax__": "a name that the codec uses itself",
+        "tag": {"__adaoptax__": "a name that the codec uses itself"},
     }
     save_once(tmp_path / "a", jnp.ones(1), OddLoop(odd))  # type: ignore[arg-type]
     loop = OddLoop(None)

@@ -161,7 +161,10 @@ def test_signals_are_read_after_the_step(
         next(loader)
         assert saver.after_step(jnp.ones(2), loader)
         assert saver.steps == [2]
-    with Checkpointer(tmp_path / "b") as saver:
+    with saver:  # once more: that signal was for the first time
+        next(loader)
+        assert not saver.after_step(jnp.ones(2), loader)
+    with Checkpointer(tmp_path / "b"):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
