@@ -77,7 +77,14 @@ def python_blocks(path: pathlib.Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/measuring.md", "docs/processes.md", "docs/sharp_edges.md"]
+    "page",
+    [
+        "README.md",
+        "docs/accumulating.md",
+        "docs/measuring.md",
+        "docs/processes.md",
+        "docs/sharp_edges.md",
+    ],
 )
 def test_the_code_on_the_pages_runs(page: str) -> None:
     blocks = python_blocks(ROOT / page)

@@ -11,11 +11,9 @@ import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import stdlib_lm
-from jax import NamedSharding, P
 from stdlib_data import read_standard_library, unigram_bits, windows
 from test_processes import gone
 

@@ -21,7 +21,9 @@ def committed_state(state: Any, everywhere: NamedSharding | None) -> Any:
         `state` itself if nothing was to be done.
     """
     leaves, structure = jax.tree.flatten(state)
-    ready, seen, changed = [], set(), False
+    ready: list[jax.Array] = []
+    seen: set[int] = set()
+    changed = False
     for leaf in leaves:
         is_ready = isinstance(leaf, jax.Array) and leaf.committed and not _weak(leaf)
         new = leaf if is_ready and id(leaf) not in seen else _placed(leaf, everywhere, seen)
