@@ -1,6 +1,7 @@
 """Batches of the loader as micro-batches on the devices."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -29,7 +30,7 @@ class MicroBatches:
     capacities: tuple[int, ...] | None
     sharding: NamedSharding | None
 
-    @property
+    @functools.cached_property
     def processes(self) -> int:
         """Processes that hold different rows."""
         return 1 if self.sharding is None else data_process(self.sharding)[1]

@@ -153,6 +153,21 @@ def test_extra_arguments_may_lie_on_the_host(how, compilations):
     assert compilations.count == {"padded": 1, "host": 3}[how]
 
 
+@pytest.mark.parametrize("how", ["padded", "host"])
+def test_a_new_state_has_no_weak_types(how):
+    """An update that sets a number: it would be a weak type, and one more compilation elsewhere."""
+
+    def with_rate(state, loss, grads, stats):
+        return (state[0], 0.5, jnp.asarray(0.25)), loss
+
+    step = accumulate(loss_fn, with_rate, micro_batch_size=MICRO, max_batch_size=LARGEST, how=how)
+    params = initial_state()[0]
+    state, _ = step((params, 1.0, np.float32(1)), next(loader_for(step)))
+    assert [float(x) for x in state[1:]] == [0.5, 0.25]
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    assert all(leaf.committed for leaf in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize("how", ["padded", "ladder", "host"])
 def test_a_restored_state_compiles_nothing(how, compilations, begin):
     step = make(how)
