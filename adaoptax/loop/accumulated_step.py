@@ -212,7 +212,8 @@ class HostDrivenStep(AccumulatedStep):
         call = lambda name: self._compiled.get(name, self._jitted[name.split()[0]])
         params = self._params_of(state)
         micro_batches = self._in_turn(batch)
-        part = next(micro_batches)
+        part: Batch | None = next(micro_batches)
+        assert part is not None
         so_far = call("start")(params, part.data, *args)
         done: jax.Array | None = None
         while part is not None:
@@ -239,16 +240,17 @@ class HostDrivenStep(AccumulatedStep):
     def _compile(self, state: Any, example: Any, args: tuple, progress: Progress) -> None:
         params, full = self._params_of(state), self._micro_batches.processes == 1
         say = speaker(progress, 4 if full else 3)
-        masked = self._micro_batches.shapes(example, None)
+        shapes = self._micro_batches.shapes
+        masked = shapes(example, None)
         start = (params, masked.data, *args)
         self._compiled["start"] = compile_ahead(self._jitted["start"], "the start", start, say)
         so_far = self._shapes_of_sums(start)
         rows = f"{self._micro_batches.size} examples"
         kinds = {"add masked": (masked, f"{rows} with padding")}
         if full:
-            kinds = {"add": (masked._replace(mask=None), rows)} | kinds
-        for name, (shapes, what) in kinds.items():
-            add = (so_far, params, shapes, *args)
+            kinds = {"add": (shapes(example, None, masked=False), rows)} | kinds
+        for name, (part, what) in kinds.items():
+            add = (so_far, params, part, *args)
             self._compiled[name] = compile_ahead(self._jitted["add"], what, add, say)
         finish = (so_far, state)
         self._compiled["finish"] = compile_ahead(self._jitted["finish"], "the update", finish, say)

@@ -1,5 +1,6 @@
 """Numbers of rows that batches are padded to: one program is compiled for each."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def checked_pad_to(
         )
     counts = tuple(whole_number("pad_to", rows, 1, "it counts rows.") for rows in pad_to)
     whole = all(rows % micro_batch_size == 0 for rows in counts)
-    increasing = all(a < b for a, b in zip(counts, counts[1:], strict=False))
+    increasing = all(a < b for a, b in itertools.pairwise(counts))
     if not (whole and increasing and counts[-1] == max_batch_size):
         raise ValueError(
             f"Expected pad_to to hold increasing multiples of {micro_batch_size=} that end with "

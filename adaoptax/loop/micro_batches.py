@@ -1,6 +1,7 @@
 """Batches of the loader as micro-batches on the devices."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -29,7 +30,7 @@ class MicroBatches:
     capacities: tuple[int, ...] | None
     sharding: NamedSharding | None
 
-    @property
+    @functools.cached_property
     def processes(self) -> int:
         """Processes that hold different rows."""
         return 1 if self.sharding is None else data_process(self.sharding)[1]
@@ -115,15 +116,15 @@ class MicroBatches:
             return jax.ShapeDtypeStruct((*axes, *each), dtype, sharding=place)
 
         data = jax.tree.map(lambda x: shape(x.shape[leading:], x.dtype), shapes)
-        return Batch(data, shape((), mask) if masked else None)
+        return Batch(data, shape((), mask) if masked else None)  # type: ignore[arg-type]
 
 
 def check_batch(batch: Any) -> None:
     """Raises TypeError for what is not a batch of the loader."""
     if not isinstance(batch, Batch):
         raise TypeError(
-            f"Expected batch to be a Batch of BatchLoader, got {type(batch).__name__}: pass what the"
-            " loader gives, or make one with adaoptax.Batch(data, mask)."
+            f"Expected batch to be a Batch of BatchLoader, got {type(batch).__name__}: pass what"
+            " the loader gives, or make one with adaoptax.Batch(data, mask)."
         )
 
 

@@ -19,11 +19,11 @@ class Accumulation(NamedTuple):
 
     Attributes:
         parts: What they leave behind, see `MicroStepsState`.
-        index: Their number, int32; it makes the random keys of the next one.
+        number: How many, int32; it makes the random keys of the next one.
     """
 
     parts: MicroStepsState
-    index: jax.Array
+    number: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ class StepPrograms:
         self, so_far: Accumulation, params: ArrayTree, batch: Batch, *args: Any
     ) -> tuple[Accumulation, jax.Array]:
         """One more micro-batch, whose mask may be None; and a number that says when it is done."""
-        fold = lambda key: jax.random.fold_in(key, so_far.index)
+        fold = lambda key: jax.random.fold_in(key, so_far.number)
         keys = self.loss.map_keys(fold, args)
         parts = self.steps.add(so_far.parts, params, batch.data, *keys, mask=batch.mask)
-        index = so_far.index + 1
-        return self._in_place(Accumulation(parts, index)), index
+        number = so_far.number + 1
+        return self._in_place(Accumulation(parts, number)), number
 
     def finish(self, so_far: Accumulation, state: Any) -> tuple[Any, Any]:
         """The user's update, by all micro-batches together."""
@@ -69,7 +69,7 @@ class StepPrograms:
         return jax.tree.map(_keep_place, new, self.places), output
 
     def whole(self, state: Any, batch: Batch, *args: Any) -> tuple[Any, Any]:
-        """All of it on leaves [micro-batches, rows, ...]; the last with a real row ends the loop."""
+        """All of it on leaves [micro-batches, rows, ...]; the last real row ends the loop."""
         params = self.params_of(state)
 
         def at(i: Any) -> Batch:

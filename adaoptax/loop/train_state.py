@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding
 
@@ -21,7 +22,9 @@ def committed_state(state: Any, everywhere: NamedSharding | None) -> Any:
         `state` itself if nothing was to be done.
     """
     leaves, structure = jax.tree.flatten(state)
-    ready, seen, changed = [], set(), False
+    ready: list[jax.Array] = []
+    seen: set[int] = set()
+    changed = False
     for leaf in leaves:
         is_ready = isinstance(leaf, jax.Array) and leaf.committed and not _weak(leaf)
         new = leaf if is_ready and id(leaf) not in seen else _placed(leaf, everywhere, seen)
@@ -35,10 +38,24 @@ def _placed(leaf: Any, everywhere: NamedSharding | None, seen: set[int]) -> jax.
     keep = isinstance(leaf, jax.Array) and (leaf.committed or everywhere is None)
     place = leaf.sharding if keep else everywhere
     if not isinstance(leaf, jax.Array) or _weak(leaf):
-        leaf = jax.device_put(np.asarray(jax.device_get(leaf)), place)
+        leaf = _put(np.asarray(jax.device_get(leaf)), place)
         return leaf if leaf.committed else jax.device_put(leaf, leaf.sharding)
-    # What stands in two places of the state cannot be given away twice.
-    return jax.device_put(leaf, place, may_alias=None if id(leaf) not in seen else False)
+    if id(leaf) in seen:  # what stands in two places of the state cannot be given away twice
+        leaf = jax.device_put(leaf, leaf.sharding, may_alias=False)
+    return leaf if leaf.committed and leaf.sharding == place else _put(leaf, place)
+
+
+def _put(leaf: Any, place: Any) -> jax.Array:
+    """`jax.device_put`, also to the devices of other processes, without asking them."""
+    if place is None or place.is_fully_addressable:
+        return jax.device_put(leaf, place)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), place)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    value = np.asarray(jax.device_get(leaf))
+    value = value.astype(jax.eval_shape(lambda x: x, value).dtype)
+    with jax.transfer_guard_host_to_device("allow"):  # explicit, though JAX does not count it so
+        return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
 
 
 def _weak(leaf: jax.Array) -> bool:
@@ -51,6 +68,6 @@ def committed_args(args: tuple, everywhere: NamedSharding | None) -> tuple:
     def place(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and (everywhere is None or leaf.committed):
             return leaf
-        return jax.device_put(leaf, everywhere)
+        return _put(leaf, everywhere)
 
     return jax.tree.map(place, args)

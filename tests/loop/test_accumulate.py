@@ -1,6 +1,7 @@
 """Accumulated steps: three drivers that return what one computation on the whole batch does."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ DATA = {
     "x": RNG.normal(size=(70, 3)).astype(np.float32),
     "y": RNG.normal(size=70).astype(np.float32),
 }
-PARAMS = {"w": RNG.normal(size=3).astype(np.float32), "b": np.float32(0.5)}
+PARAMS: dict[str, Any] = {"w": RNG.normal(size=3).astype(np.float32), "b": np.float32(0.5)}
 
 
 def loss_fn(params, batch):
@@ -58,7 +59,7 @@ def steps(step, loader, state, *args, sizes=SIZES):
 
 
 def by_hand(rows, group=MICRO):
-    """(loss, gradient of b and w, examples, groups, ‖g‖², S²) in float64, groups of `group` rows."""
+    """(loss, gradient of b and w, examples, groups, ‖g‖², S²) in float64, by groups of rows."""
     x, y = (np.asarray(rows[name], np.float64) for name in "xy")
     error = x @ PARAMS["w"].astype(np.float64) + 0.5 - y
     each = np.concatenate([error[:, None], error[:, None] * x], axis=1)
@@ -296,7 +297,7 @@ def test_an_array_that_stands_twice_in_the_state_is_given_away_once():
 def test_capacities_are_what_the_loader_pads_to():
     assert [make(how)[0].capacities for how in HOWS] == [(32,), (4, 8, 16, 32), None]
     for how in HOWS:
-        step, loader = make(how)
+        _, loader = make(how)
         rows = []
         for size in SIZES:
             loader.resize(size)
@@ -329,7 +330,7 @@ def test_arguments_out_of_range(options, message):
 def test_arguments_of_another_kind():
     with pytest.raises(TypeError, match="sharding to be a NamedSharding, got P:"):
         make("padded", sharding=jax.P("data"))
-    with pytest.raises(TypeError, match="method to be made by adaoptax.measure"):
+    with pytest.raises(TypeError, match=r"method to be made by adaoptax\.measure"):
         make("padded", method=measure.exact)
     step, loader = make("padded")
     with pytest.raises(TypeError, match=r"got dict: pass params_of.*state\.params"):
@@ -364,7 +365,7 @@ def test_batches_of_another_kind():
             TypeError, match="Expected batch to be a Batch of BatchLoader, got dict"
         ):
             step((PARAMS,), rows_of(32))
-        with pytest.raises(ValueError, match="leave jax.device_put and global_batch to the step"):
+        with pytest.raises(ValueError, match=r"leave jax\.device_put and global_batch"):
             step((PARAMS,), jax.device_put(next(loader)))
 
 

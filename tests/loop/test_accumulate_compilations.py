@@ -39,10 +39,8 @@ def initial_state():
     return params, TX.init(params), 0
 
 
-def make(how, **options):
-    return accumulate(
-        loss_fn, update, micro_batch_size=MICRO, max_batch_size=LARGEST, how=how, **options
-    )
+def make(how, largest=LARGEST):
+    return accumulate(loss_fn, update, micro_batch_size=MICRO, max_batch_size=largest, how=how)
 
 
 def loader_for(step, **options):
@@ -112,7 +110,7 @@ def test_a_ragged_micro_batch_is_one_program_more_for_the_host(compilations, beg
 def test_after_compiling_ahead_nothing_compiles(how, compilations, begin, capsys):
     step = make(how)
     state, loader = begin(step, num_epochs=1)
-    lines = []
+    lines: list[str] = []
     step.compile(state, {"x": DATA["x"][0], "y": DATA["y"][0]}, progress=lines.append)
     count = {"padded": 1, "ladder": 7, "host": 4}[how]
     assert compilations.count == len(lines) == count
@@ -145,14 +143,29 @@ def test_extra_arguments_may_lie_on_the_host(how, compilations):
         lambda params, batch, key, scale: scale * loss_fn(params, batch), update,
         micro_batch_size=MICRO, max_batch_size=LARGEST, how=how, key_argnums=2,
     )  # fmt: skip
-    keys = jax.random.split(jax.random.key(0), 3)
-    state, loader, keys = initial_state(), loader_for(step), [keys[i] for i in range(3)]
+    keys = [jax.random.key(i) for i in range(3)]
+    state, loader = initial_state(), loader_for(step)
     compilations.reset()
     with jax.transfer_guard("disallow"):
         for i, key in enumerate(keys):
             loader.resize(SIZES[i])
             state, _ = step(state, next(loader), key, 0.5 + i)
     assert compilations.count == {"padded": 1, "host": 3}[how]
+
+
+@pytest.mark.parametrize("how", ["padded", "host"])
+def test_a_new_state_has_no_weak_types(how):
+    """An update that sets a number: it would be a weak type, and one more compilation elsewhere."""
+
+    def with_rate(state, loss, grads, stats):
+        return (state[0], 0.5, jnp.asarray(0.25)), loss
+
+    step = accumulate(loss_fn, with_rate, micro_batch_size=MICRO, max_batch_size=LARGEST, how=how)
+    params = initial_state()[0]
+    state, _ = step((params, 1.0, np.float32(1)), next(loader_for(step)))
+    assert [float(x) for x in state[1:]] == [0.5, 0.25]
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    assert all(leaf.committed for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("how", ["padded", "ladder", "host"])
@@ -170,8 +183,8 @@ def test_a_restored_state_compiles_nothing(how, compilations, begin):
 
 
 def test_fit_is_the_largest_capacity_below_the_limit():
-    state, options = initial_state(), {"micro_batch_size": MICRO, "max_batch_size": 4 * MICRO}
-    ladder = accumulate(loss_fn, update, how="ladder", **options)
+    state, largest = initial_state(), 4 * MICRO
+    ladder = make("ladder", largest)
     example = next(BatchLoader(DATA, MICRO))
     ladder.compile(state, example, progress=False)
     sizes = []
@@ -182,7 +195,7 @@ def test_fit_is_the_largest_capacity_below_the_limit():
     assert sizes == sorted(set(sizes))
     for rows, size in zip((2, 4, 8), sizes, strict=True):
         assert ladder.fit(state, example, memory_bytes=size) == rows
-    padded = accumulate(loss_fn, update, **options)
+    padded = make("padded", largest)
     assert padded.fit(state, example, memory_bytes=sizes[1] + 1) == 4
     for step in (ladder, padded):
         with pytest.raises(ValueError, match=r"one micro-batch to fit in memory_bytes=.*smaller"):

@@ -176,7 +176,7 @@ def test_rows_of_a_placed_batch_lie_on_all_devices():
 
 
 def test_devices_that_do_not_divide_a_micro_batch():
-    with pytest.raises(ValueError, match="multiple of the 8 parts .*pass micro_batch_size=16"):
+    with pytest.raises(ValueError, match=r"multiple of the 8 parts .*pass micro_batch_size=16"):
         accumulate(
             loss_fn, update, micro_batch_size=12, max_batch_size=48,
             sharding=NamedSharding(mesh_of(), P("data")),

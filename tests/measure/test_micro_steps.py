@@ -1,5 +1,8 @@
 """Accumulation driven by the host: what one call on all micro-batches returns, by two programs."""
 
+import itertools
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,8 @@ from numpy_reference import (
     rows_by_jax,
 )
 
-from adaoptax.measure import micro_steps
+import adaoptax
+from adaoptax.measure import every, exact, groups, inner_products, micro_steps, per_example
 
 BOTH = ("norm", "coordinate")
 ROWS, SIZE = 12, 3
@@ -209,6 +213,125 @@ def test_float64():
     assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype(jnp.float64)}
     expected = reference(regression_rows(params, batch), ROWS // SIZE)
     np.testing.assert_allclose(measured[2].variance, expected.variance, rtol=1e-12)
+
+
+# --- Methods within micro-batches -----------------------------------------------------------------
+
+WITHIN: dict[str, tuple[Any, int]] = {
+    "exact": (exact(BOTH), 1),
+    "exact pairs": (exact(BOTH, group_size=2), 2),
+    "per_example": (per_example(chunk_size=2, statistics=BOTH), 1),
+    "groups": (groups(2, statistics=BOTH), 2),
+}
+
+
+@pytest.mark.parametrize("real", [ROWS, 10, 7, 4, 2])
+@pytest.mark.parametrize("name", WITHIN)
+def test_the_groups_of_all_micro_batches_are_merged(name, real):
+    """As if the method had seen all rows at once, whatever of them is padding."""
+    params, batch = regression(ROWS)
+    method, group = WITHIN[name]
+    mask = np.arange(ROWS) < real
+    losses, rows = regression_rows(params, batch)
+    expected = reference((losses, rows), ROWS // group, weight=mask)
+    steps = micro_steps(regression_loss, method)
+    measured = accumulate(steps, params, batch, 4, mask)
+    assert_measured(measured, expected)
+    assert measured[2].coordinate_variance is not None
+    if real == ROWS:
+        assert_measured(accumulate(steps, params, batch, 4), expected)
+
+
+def test_one_micro_batch_alone_has_a_variance():
+    params, batch = regression(4)
+    measured = accumulate(micro_steps(regression_loss, exact()), params, batch, 4)
+    assert_measured(measured, reference(regression_rows(params, batch), 4))
+    assert np.isfinite(measured[2].variance)
+    assert measured[2].coordinate_variance is None
+
+
+def test_one_example_and_none_are_undefined_for_a_method_too():
+    params, batch = regression(4)
+    for real in (0, 1):
+        mask = np.arange(4) < real
+        loss, grads, stats = accumulate(
+            micro_steps(regression_loss, exact()), params, batch, 2, mask
+        )
+        assert np.isnan(stats.variance)
+        assert (float(stats.num_examples), float(stats.num_groups)) == (real, real)
+        assert np.isnan(loss) == (real == 0)
+        assert np.all(np.isfinite(flat(grads)))
+
+
+def test_a_probe_of_every_micro_batch_is_unbiased():
+    """E of the merged variance over all orders of the rows is that of the rows."""
+    rows = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    w = jnp.zeros(2)
+    steps = micro_steps(lambda w, x: (x @ w).mean(), exact(probe_size=2))
+
+    @jax.jit
+    def variance(x):
+        state = steps.init(w, x[:3])
+        for part in (x[:3], x[3:]):
+            state = steps.add(state, w, part)
+        return steps.finish(state, w)[2].variance
+
+    orders = np.array(list(itertools.permutations(range(6))))
+    found = jax.vmap(variance)(jnp.asarray(rows[orders]))
+    np.testing.assert_allclose(np.mean(found), rows.var(axis=0, ddof=1).sum(), rtol=1e-4)
+
+
+def test_convolutions_of_a_method_run_in_loops():
+    """`exact` in a `fori_loop`, which is how `accumulate` runs it."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    images = rng.normal(size=(8, 5, 5, 2)).astype(np.float32)
+
+    loss_fn = lambda kernel, x: jnp.mean(
+        jnp.tanh(
+            jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        )
+    )
+    steps = micro_steps(loss_fn, exact())
+
+    @jax.jit
+    def loop(kernel, parts):
+        add = lambda i, state: steps.add(state, kernel, parts[i])
+        state = jax.lax.fori_loop(0, 2, add, steps.init(kernel, parts[0]))
+        return steps.finish(state, kernel)
+
+    measured = loop(kernel, images.reshape(2, 4, 5, 5, 2))
+    expected = adaoptax.value_grad_and_stats(loss_fn, per_example())(kernel, images)
+    np.testing.assert_allclose(measured[1], expected[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(measured[2].variance, expected[2].variance, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (per_example(), r'without inner products, got method=_PerExample.*leave "inner" out'),
+        (exact(("norm", "inner")), "without inner products"),
+        (every(2, exact()), "measures every micro-batch, got method=Every"),
+    ],
+)
+def test_methods_whose_parts_cannot_be_merged(method, message):
+    with pytest.raises(ValueError, match=message):
+        micro_steps(regression_loss, method)
+
+
+def test_inner_products_that_show_only_when_traced():
+    params, batch = regression(4)
+    with pytest.raises(ValueError, match="without inner products, got method=_InnerProducts"):
+        micro_steps(regression_loss, inner_products(groups(2))).init(params, batch)
+
+
+def test_a_method_has_its_own_statistics():
+    with pytest.raises(ValueError, match=r"statistics to be given to the method"):
+        micro_steps(regression_loss, exact(), statistics=BOTH)
+    with pytest.raises(TypeError, match=r"made by adaoptax\.measure"):
+        micro_steps(regression_loss, cast(Any, exact))
 
 
 @pytest.mark.parametrize("leaf", [lambda x: x, lambda x: x[0] > 0], ids=["one a row", "bool"])
