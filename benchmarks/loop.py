@@ -5,9 +5,9 @@
 Ratios to a bare loop over the same steps in the same run (median over interleaved rounds). The bare
 loop has one batch on the device, and looks at the loss of the step before. Each column adds to the
 one before: ``loader`` reads shuffled batches of 28×28 float32 and puts them on the device, ``loop``
-is `AdaptiveLoop` with a policy, ``records`` adds `JsonLines` and `ProgressBar`. The device is either
-``apart`` (a clock: like an accelerator, it takes 20 ms a step and no core of the host) or the
-``cpu`` itself (a jitted train step of about 20 ms, which shares its cores with the host).
+is `AdaptiveLoop` with a policy, ``records`` adds `JsonLines` and `ProgressBar`. The device is
+either ``apart`` (a clock: like an accelerator, it takes 20 ms a step and no core of the host) or
+the ``cpu`` itself (a jitted train step of about 20 ms, which shares its cores with the host).
 """
 
 import argparse
@@ -29,7 +29,7 @@ from adaoptax.integrations.progress import ProgressBar
 from benchmarks.timing import interleave, machine
 
 STEPS, ROWS, SECONDS = 50, 256, 0.02
-DATA = {
+DATA: dict[str, np.ndarray] = {
     "x": np.random.default_rng(0).normal(size=(8192, 28, 28)).astype(np.float32),
     "y": np.arange(8192) % 10,
 }
@@ -97,7 +97,7 @@ class Cpu:
 def bare(device: Any) -> None:
     """The least that a loop can do."""
     batch = jax.device_put({name: leaf[:ROWS] for name, leaf in DATA.items()})
-    before = None
+    before: Any = None
     for _ in range(STEPS):
         output = device.step(batch)
         if before is not None:
@@ -108,7 +108,8 @@ def bare(device: Any) -> None:
 
 def with_loader(device: Any) -> None:
     """The bare loop on real batches."""
-    loader, before = make_loader(), None
+    loader = make_loader()
+    before: Any = None
     for _ in range(STEPS):
         output = device.step(jax.device_put(next(loader).data))
         if before is not None:

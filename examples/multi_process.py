@@ -141,7 +141,7 @@ def train(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
         patience=2,
     )
     records: list[adaoptax.Record] = []  # of process 0
-    callbacks = [records.append, ProgressBar(examples)]
+    callbacks: list[Any] = [records.append, ProgressBar(examples)]
     started = time.perf_counter()
     with adaoptax.AdaptiveLoop(loader, policy, callbacks=callbacks) as loop:
         for batch in loop:

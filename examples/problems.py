@@ -108,8 +108,8 @@ def _stdlib_lm(options: argparse.Namespace) -> Problem:
     model = lambda rngs: Transformer(2, options.width, heads, length, jnp.float32, rngs)
     graph = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))))[0]
 
-    def loss_fn(params: Any, text: jax.Array) -> jax.Array:
-        text = text.astype(jnp.int32)
+    def loss_fn(params: Any, text: Any) -> jax.Array:
+        text = jnp.asarray(text, jnp.int32)
         scores = nnx.merge(graph, params)(text[:, :-1])
         nats = optax.softmax_cross_entropy_with_integer_labels(scores, text[:, 1:])
         return nats.mean() / jnp.log(2.0)

@@ -20,13 +20,12 @@ import optax
 from flax import nnx
 from jax import NamedSharding, P
 from local_processes import join, use_host_devices
-from reporting import BLUE, GREY, StepOutput, column, draw_size, finish_record, panels, write_run
+from reporting import BLUE, GREY, column, draw_noise, draw_size, panels, write_run
 from stdlib_data import Corpus, read_standard_library, unigram_bits, windows
 from stdlib_model import Transformer, shardings
-from tqdm import tqdm
 
 import adaoptax
-from adaoptax.loop import accumulate
+from adaoptax.integrations.progress import ProgressBar
 
 # What --tiny changes: seconds per run instead of hours.
 TINY: dict[str, Any] = {
@@ -144,12 +143,11 @@ class Trainer:
             params = nnx.state(model())
             return params, tx.init(params)
 
-        def update(state: Any, loss: Any, grads: Any, stats: Any) -> tuple[Any, StepOutput]:
+        def update(state: Any, loss: Any, grads: Any, stats: Any) -> tuple[Any, Any]:
             params, opt_state = state
             updates, opt_state = tx.update(grads, opt_state, params, stats=stats)
-            required = adaoptax.required_batch_size(opt_state)
-            output = StepOutput(loss, required, optax.tree.get(opt_state, "gain"))
-            return (optax.apply_updates(params, updates), opt_state), output
+            state = optax.apply_updates(params, updates), opt_state
+            return state, adaoptax.observables(loss, stats, opt_state)
 
         # Adam's moments lie where their parameters lie; all other state is scalar and everywhere.
         opt_where = optax.tree_utils.tree_map_params(
@@ -158,20 +156,20 @@ class Trainer:
         )  # fmt: skip
         places = (where, opt_where)
         self.state = jax.jit(init, out_shardings=places)()
-        self.train_step = accumulate(
+        self.train_step = adaoptax.accumulate(
             loss_fn, update, micro_batch_size=options.micro_batch_size,
             max_batch_size=options.max_batch_size, sharding=self.rows,
         )  # fmt: skip
         self._loss = jax.jit(lambda state, text: loss_fn(state[0], text), out_shardings=everywhere)
 
-    def step(self, batch: adaoptax.Batch) -> StepOutput:
+    def step(self, batch: adaoptax.Batch) -> dict[str, jax.Array]:
         """Takes one train step."""
         self.state, output = self.train_step(self.state, batch)
         return output
 
-    def bits_per_byte(self, text: jax.Array) -> float:
+    def bits_per_byte(self, text: jax.Array) -> jax.Array:
         """The loss of rows that lie on the mesh."""
-        return float(self._loss(self.state, text))
+        return self._loss(self.state, text)
 
 
 def validation_rows(
@@ -209,53 +207,30 @@ def train(
         multiple_of=options.micro_batch_size,
         patience=2,
     )
-    records: list[dict[str, Any]] = []
-    waiting: list[tuple[dict[str, Any], StepOutput]] = []
+    records: list[adaoptax.Record] = []  # of process 0
+    callbacks: list[Any] = [records.append, ProgressBar(options.examples)]
     next_validation = 0
     started = time.perf_counter()
-
-    def look() -> None:
-        """Reads the oldest step and decides the next size, which the loader takes over."""
-        record, output = waiting.pop(0)
-        required = finish_record(record, output, eta=options.eta)
-        loader.resize(policy.update(required, num_examples=record["batch_size"]))
-        records.append(record)
-
-    quiet = jax.process_index() > 0
-    with tqdm(total=options.examples, unit=" examples", disable=quiet, mininterval=0.5) as bar:
-        while loader.examples_seen < options.examples:
-            batch = next(loader)
-            output = trainer.step(batch)
-            record = {
-                "step": loader.step,
-                "examples": loader.examples_seen,
-                "epoch": round(loader.examples_seen / len(text), 3),
-                "batch_size": loader.num_examples,
-            }
-            waiting.append((record, output))
-            if loader.examples_seen >= next_validation:
-                record["validation"] = trainer.bits_per_byte(validation)
+    with adaoptax.AdaptiveLoop(loader, policy, callbacks=callbacks) as loop:
+        while loop.examples_seen < options.examples:
+            output = trainer.step(next(loop))
+            if loop.examples_seen >= next_validation:
+                output["validation"] = trainer.bits_per_byte(validation)
                 next_validation += options.examples // 30
-            if len(waiting) > 1:  # one step late: the devices work on while we look
-                look()
-            bar.update(loader.num_examples)
-            bar.set_postfix(
-                batch=loader.num_examples,
-                bits=f"{records[-1]['loss']:.2f}" if records else "?",
-                refresh=False,
-            )
-        look()
-    records[-1]["validation"] = trainer.bits_per_byte(validation)
+            loop.observe(output)
+    final = float(trainer.bits_per_byte(validation))
+    if records:
+        records[-1]["validation"] = final
     return records, {
         "data": corpus.describe(),
         "parameters": trainer.num_parameters,
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
-        "updates": len(records),
-        "examples": loader.examples_seen,
-        "largest_batch_size": max(record["batch_size"] for record in records),
+        "updates": loop.step,
+        "examples": loop.examples_seen,
+        "largest_batch_size": max((record["batch_size"] for record in records), default=None),
         "unigram_bits_per_byte": unigram_bits(corpus.train),
-        "validation_bits_per_byte": records[-1]["validation"],
+        "validation_bits_per_byte": final,
         "seconds": time.perf_counter() - started,
         "options": {name: str(value) for name, value in vars(options).items()},
     }
@@ -267,8 +242,7 @@ def draw(
     """Batch size, noise scale, gain and loss over examples."""
     figure, (size, noise, gain, loss) = panels()
     draw_size(size, records, options)
-    noise.plot(*column(records, "noise_scale"), color=BLUE)
-    noise.set(title="Gradient noise scale (examples)", yscale="log")
+    draw_noise(noise, records, options, BLUE)
     gain.plot(*column(records, "gain"), color=BLUE)
     gain.set(title="AdaScale gain", xlabel="examples seen (thousands)", ylim=(0.8, None))
     loss.plot(*column(records, "loss"), color=GREY, alpha=0.6, label="training batch")

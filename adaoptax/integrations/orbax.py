@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from adaoptax._numbers import whole_number
 from adaoptax.integrations._checkpoint_checks import (
     examples_seen,
     one_line,
@@ -31,7 +32,6 @@ from adaoptax.integrations._state_leaves import (
     with_leaves,
 )
 from adaoptax.loop.background import BackgroundThread
-from adaoptax.loop.sizes import whole_number
 
 State = TypeVar("State")
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from adaoptax.loop.sizes import round_up, whole_number
+from adaoptax._numbers import round_up, whole_number
 
 
 def capacities(micro_batch_size: int, max_batch_size: int) -> tuple[int, ...]:

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from adaoptax._numbers import real_number, round_up, whole_number
 from adaoptax.loop.capacities import checked_max, checked_pad_to
 from adaoptax.loop.rows import pad_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
 from adaoptax.loop.share import share_of
-from adaoptax.loop.sizes import real_number, round_up, whole_number
 from adaoptax.loop.streams import open_stream
 
 _VERSION = 1

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding, P
 
+from adaoptax._numbers import round_up
 from adaoptax.loop.loader import Batch
 from adaoptax.loop.processes import data_process, global_batch, num_parts
 from adaoptax.loop.rows import num_rows
-from adaoptax.loop.sizes import round_up
 
 
 @dataclasses.dataclass(frozen=True)

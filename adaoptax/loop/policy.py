@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaoptax._numbers import real_number, whole_number
 from adaoptax._validate import is_number
 from adaoptax.loop.bounds import Bounds, SizeOrSchedule
 from adaoptax.loop.grid import make_grid
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
-from adaoptax.loop.sizes import real_number, whole_number
 
 _VERSION = 1
 

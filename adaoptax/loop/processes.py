@@ -8,9 +8,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adaoptax._numbers import whole_number
 from adaoptax.loop.loader import Batch
 from adaoptax.loop.rows import num_rows as count_rows
-from adaoptax.loop.sizes import whole_number
 
 
 def data_process(sharding: NamedSharding) -> tuple[int, int]:

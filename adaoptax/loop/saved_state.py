@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adaoptax.loop.sizes import whole_number
+from adaoptax._numbers import whole_number
 
 
 def require_keys(name: str, state: Any, keys: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adaoptax.loop.sizes import round_up, whole_number
+from adaoptax._numbers import round_up, whole_number
 
 
 @dataclasses.dataclass(frozen=True)

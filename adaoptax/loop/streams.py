@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from adaoptax._numbers import whole_number
 from adaoptax.loop.index_stream import IndexStream
 from adaoptax.loop.iterator_stream import IteratorStream
 from adaoptax.loop.iterators import as_saving_iterator
 from adaoptax.loop.permutation import seed_number
 from adaoptax.loop.share import Share
-from adaoptax.loop.sizes import whole_number
 from adaoptax.loop.sources import as_random_access
 
 _UNKNOWN_SOURCE = """\

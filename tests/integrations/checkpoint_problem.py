@@ -34,7 +34,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.loader = adaoptax.BatchLoader(
-            DATA, MICRO, max_batch_size=LARGEST, pad_to_max=True, seed=3
+            DATA, MICRO, max_batch_size=LARGEST, pad_to="max", seed=3
         )
         self.policy = adaoptax.GrowthPolicy(MICRO, LARGEST, multiple_of=MICRO)
 
