@@ -37,8 +37,9 @@ class Loss(NamedTuple):
         The parameters are not batched: the products with them stay those of the whole batch.
         """
         args = self.split_keys(args, count_rows(batch))
-        row = lambda x, row_args: self(params, jax.tree.map(lambda x: x[None], x), row_args)
-        return jax.vmap(row, in_axes=(0, self.key_axes(args)))(batch, args)
+        # As an argument, not closed over: Flax nnx wants its variables made where they are used.
+        row = lambda params, x, args: self(params, jax.tree.map(lambda x: x[None], x), args)
+        return jax.vmap(row, in_axes=(None, 0, self.key_axes(args)))(params, batch, args)
 
     def check_keys(self, args: tuple) -> None:
         """Raises TypeError where `args` end before the random keys."""
