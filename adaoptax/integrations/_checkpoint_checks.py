@@ -48,4 +48,6 @@ def examples_seen(loop: Any) -> Any:
 def one_line(error: Exception) -> str:
     """An error in a few words: those of file systems and storage are pages long."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    if len(text) > 220:  # what was done stands first, and why it failed last
+        text = f"{text[:80]} ... {text[-130:]}"
+    return f"{type(error).__name__}: {text}"

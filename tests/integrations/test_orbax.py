@@ -21,6 +21,7 @@ from adaoptax.integrations._state_leaves import strong_and_committed
 from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.loop import BatchLoader
 
+ROOT = pathlib.Path(__file__).parents[2]
 Pair = collections.namedtuple("Pair", "first second")
 
 
@@ -377,7 +378,9 @@ def test_nothing_is_printed(tmp_path: pathlib.Path) -> None:
         "import sys; sys.path[:0] = ['tests/integrations']; import checkpoint_problem as p;"
         f"p.train({str(tmp_path)!r}, 4, 2); p.train({str(tmp_path)!r}, 8, 2)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert out.stdout == ""
     assert out.stderr == ""
 

@@ -21,6 +21,7 @@ import pytest
 from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.loop import BatchLoader
 
+ROOT = pathlib.Path(__file__).parents[2]
 # Where one read fails, others may end after Orbax has closed their event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -245,6 +246,7 @@ def test_a_full_disk_is_a_warning_and_tried_again(
     assert list(caught) == [21, 23, 25, 27]  # one step after each trial
     for (message,) in caught.values():
         assert "could not be saved in" in message
+        assert "File too large" in message
         assert "make room on the disk" in message
         assert "\n" not in message
     assert not [record for record in caplog.records if record.exc_info]  # one sentence is enough
@@ -359,7 +361,7 @@ def test_kill_9_in_the_middle_of_saves_leaves_only_whole_checkpoints(
     first = np.random.default_rng(0).normal(size=size).astype(np.float32)
     for _ in range(8):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(size)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             try:
