@@ -128,7 +128,8 @@ def train(
         groups = adaoptax.global_batch(
             batch, sharding, loader.num_rows, num_groups=loader.num_rows // MICRO
         )
-        variances = [accumulated(train_state, batch)[1] for accumulated in (padded, by_host)]
+        with jax.transfer_guard("disallow"):
+            variances = [accumulated(train_state, batch)[1] for accumulated in (padded, by_host)]
         train_state, numbers = step(train_state, rows, groups, mesh)
         numbers |= dict(zip(("group_variance", "host_variance"), variances, strict=True))
         numbers = {name: float(x) for name, x in jax.device_get(numbers).items()}
@@ -147,6 +148,24 @@ def train(
     loader.close()
     params = {name: np.asarray(x).tolist() for name, x in train_state[0].items()}
     return {"records": records, "params": params, "state": saved_state}
+
+
+def check_what_has_no_place() -> None:
+    """Numbers, arrays and keys of the host go to the devices of all processes, explicitly."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    step = accumulate(
+        lambda w, x, key, scale: scale * jnp.mean(x @ w) + 0 * jax.random.normal(key),
+        lambda state, loss, grads, stats: ((state[0] + grads, state[1] + 1, state[2]), loss),
+        micro_batch_size=4, max_batch_size=16, sharding=NamedSharding(mesh, P("data")),
+        key_argnums=2,
+    )  # fmt: skip
+    state, key = (jnp.zeros(2), 0, jax.random.key(0)), jax.random.key(1)
+    own = adaoptax.Batch(np.ones((8, 2), np.float32), np.ones(8, bool))
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, _ = step(state, own, key, 0.5)
+        assert jax.device_get(state[:2])[0].tolist() == [1, 1]
+        assert int(jax.device_get(state[1])) == 2
 
 
 def check_refusals() -> None:
@@ -183,6 +202,7 @@ def main(path: pathlib.Path) -> None:
     assert (jax.process_count(), jax.device_count()) == (2, 4)
     if job.pop("check_refusals", False):
         check_refusals()
+        check_what_has_no_place()
     result = train(jax.devices(), **job)
     path.with_suffix(f".{jax.process_index()}.json").write_text(json.dumps(result))
     multihost_utils.sync_global_devices("done")

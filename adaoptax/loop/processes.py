@@ -131,9 +131,10 @@ def global_batch(
         if num_groups is not None:
             leaf = np.reshape(leaf, (num_groups, own_rows // num_groups, *np.shape(leaf)[1:]))
             spec, shape = (None, *spec), (num_groups, rows_of_group, *shape[1:])
-        return jax.make_array_from_process_local_data(
-            NamedSharding(sharding.mesh, PartitionSpec(*spec)), leaf, shape
-        )
+        place = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+        # An explicit transfer, though JAX counts it as one only where there is one process.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_process_local_data(place, leaf, shape)
 
     return jax.tree.map(place, batch)
 

@@ -390,3 +390,29 @@ def test_updates_that_would_compile_at_every_step(how, update, message):
     step, loader = make(how, update=update)
     with pytest.raises(ValueError, match=message):
         step((PARAMS,), next(loader))
+
+
+def test_the_host_keeps_two_micro_batches_on_the_device():
+    """Micro-batch j + 1 goes there while j runs, and only when j − 1 is done."""
+    events = []
+
+    class Done:
+        def __init__(self, i):
+            self.i = i
+
+        def block_until_ready(self):
+            events.append(f"done {self.i}")
+
+    def add(so_far, params, part):
+        events.append(f"add {part.data[0, 0]:.0f}")
+        return so_far + 1, Done(so_far)
+
+    step, _ = make("host")
+    step._compiled = {
+        "start": lambda params, data: 0,
+        "add": add,
+        "finish": lambda so_far, state: (state, so_far),
+    }
+    rows = np.repeat(np.arange(4), MICRO)[:, None].astype(np.float32)
+    assert step((PARAMS,), Batch(rows, np.ones(16, bool)))[1] == 4
+    assert events == ["add 0", "add 1", "done 0", "add 2", "done 1", "add 3", "done 2"]
