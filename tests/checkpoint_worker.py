@@ -63,7 +63,7 @@ def train(devices: Any, *, folder: str, steps: int, fixed: bool = False) -> dict
     )
     loader = adaoptax.BatchLoader(
         DATA, 2 * MICRO, micro_batch_size=MICRO, max_batch_size=LARGEST, pad_to=step.capacities,
-        seed=3, num_epochs=4, process=adaoptax.data_process(rows), prefetch=2,
+        seed=3, process=adaoptax.data_process(rows), prefetch=2,
     )  # fmt: skip
     policy: Any = adaoptax.GrowthPolicy(2 * MICRO, LARGEST, multiple_of=MICRO)
     if fixed:
