@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adaoptax.integrations.orbax import Checkpointer
 from jax import NamedSharding, P
 from jax.experimental import multihost_utils
 from local_processes import join
 
 import adaoptax
+from adaoptax.integrations.orbax import Checkpointer
 
 MICRO, LARGEST, EXAMPLES = 8, 64, 203
 RANDOM = np.random.default_rng(0)
