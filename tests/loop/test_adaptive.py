@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaoptax import BatchSizeSchedule
 from adaoptax.loop import AdaptiveLoop, BatchLoader, GrowthPolicy, Record
 
 INF, NAN = math.inf, math.nan
@@ -198,6 +199,17 @@ def test_callbacks_are_closed_once_and_have_every_record():
         for _ in loop:
             loop.observe({})
     assert (len(listener.records), listener.closed) == (5, 1)
+
+
+def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
+    schedule = BatchSizeSchedule.parse("0:8 64:16")
+    make = lambda: AdaptiveLoop(BatchLoader(np.arange(64), 8, num_epochs=1), schedule)
+    with make() as loop:
+        for _ in loop:
+            loop.observe({})
+    resumed = make()
+    resumed.set_state(json.loads(json.dumps(loop.get_state())))
+    assert resumed.step == 8 and resumed.policy.batch_size == 16
 
 
 def test_callbacks_are_closed_after_an_error_without_waiting_for_the_step():
