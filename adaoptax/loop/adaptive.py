@@ -198,9 +198,11 @@ class AdaptiveLoop:
 
     def _finish(self) -> None:
         """Reads the last step; the state stays the one before, so that a longer run may go on."""
-        if self._unread is not None:
+        if self._unread is None:
+            return
+        if self._delivered is None:  # else the loop was left in mid-step, which has no state
             self._end_state = self.get_state()
-            self._read()
+        self._read()
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that a resume needs besides your parameters; waits for the last step.

@@ -212,6 +212,18 @@ def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
     assert resumed.step == 8 and resumed.policy.batch_size == 16
 
 
+def test_a_loop_left_before_observe_tells_the_steps_before():
+    listener = Listener()
+    with make_loop(callbacks=[listener]) as loop:
+        for _ in loop:
+            if loop.step > 3:
+                break
+            loop.observe({})
+    assert [record["step"] for record in listener.records] == [1, 2, 3] and listener.closed == 1
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        loop.get_state()
+
+
 def test_callbacks_are_closed_after_an_error_without_waiting_for_the_step():
     listener = Listener()
 
