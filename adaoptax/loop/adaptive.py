@@ -1,5 +1,6 @@
 """The loop around any train step: reads what it did one step late, decides, and tells."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -273,9 +274,10 @@ class AdaptiveLoop:
             self._close_callbacks()
 
     def _close_callbacks(self) -> None:
-        for callback in self._callbacks:
-            if hasattr(callback, "close"):
-                callback.close()
+        with contextlib.ExitStack() as closing:  # closes all of them, also where one raises
+            for callback in reversed(self._callbacks):
+                if hasattr(callback, "close"):
+                    closing.callback(callback.close)
 
     def __enter__(self) -> Self:
         return self

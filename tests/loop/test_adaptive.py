@@ -224,6 +224,17 @@ def test_a_loop_left_before_observe_tells_the_steps_before():
         loop.get_state()
 
 
+def test_all_callbacks_are_closed_although_one_raises():
+    class Raises(Listener):
+        def close(self):
+            raise OSError("a disk")
+
+    listener = Listener()
+    with pytest.raises(OSError, match="a disk"):
+        make_loop(callbacks=[Raises(), listener]).close()
+    assert listener.closed == 1
+
+
 def test_callbacks_are_closed_after_an_error_without_waiting_for_the_step():
     listener = Listener()
 
