@@ -55,7 +55,7 @@ def test_the_requirement_of_a_step_decides_the_batch_after_the_next():
 class OnItsWay:
     """A scalar that notes when somebody waits for its value."""
 
-    shape = ()
+    shape, dtype = (), np.dtype(np.float32)
 
     def __init__(self, value, waited):
         self.value, self.waited = value, waited
@@ -279,6 +279,9 @@ def test_batch_and_observation_take_turns():
         (3.0, TypeError, "Expected output to be a dict of scalars by name, got float: return"),
         ({1: 2.0}, TypeError, "dict of scalars by name"),
         ({"required": np.ones(2)}, ValueError, r"output\['required'\] to be one number.*\(2,\)"),
+        ({"best": None}, ValueError, r"output\['best'\] to be one real number, got None: records"),
+        ({"phase": "warm-up"}, ValueError, r"\['phase'\] to be one real number, got 'warm-up'"),
+        ({"mean": 1j}, ValueError, "one real number"),
     ],
 )
 def test_refuses_what_is_no_dict_of_numbers(output, error, message):
