@@ -209,7 +209,7 @@ def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
             loop.observe({})
     resumed = make()
     resumed.set_state(json.loads(json.dumps(loop.get_state())))
-    assert resumed.step == 8 and resumed.policy.batch_size == 16
+    assert (resumed.step, resumed.policy.batch_size) == (8, 16)
 
 
 def test_a_loop_left_before_observe_tells_the_steps_before():
@@ -219,7 +219,8 @@ def test_a_loop_left_before_observe_tells_the_steps_before():
             if loop.step > 3:
                 break
             loop.observe({})
-    assert [record["step"] for record in listener.records] == [1, 2, 3] and listener.closed == 1
+    assert [record["step"] for record in listener.records] == [1, 2, 3]
+    assert listener.closed == 1
     with pytest.raises(RuntimeError, match="in the middle of a step"):
         loop.get_state()
 
