@@ -138,7 +138,8 @@ def read_config(parser: argparse.ArgumentParser, path: pathlib.Path) -> dict[str
             parser.error(
                 f"--config {path}: {name} must be of type {written.__name__}, got {value!r}"
             )
-        settings[name] = wanted(value) if wanted is pathlib.Path else value
+        if written is not wanted:
+            settings[name] = wanted(value)
         if action.choices is not None and value not in action.choices:
             parser.error(f"--config {path}: {name} must be one of {[*action.choices]}")
     return settings
