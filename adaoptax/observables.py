@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from adaoptax.batch_tests import BatchTestState, required_batch_size
 from adaoptax.scaling import ScaleByAdaScaleState
@@ -28,7 +29,8 @@ def observables(
         of squared gradients ``sq_norm``, ``variance`` (unbiased, of one example) and ``signal``
         (debiased, may be negative), and their quotient ``noise_scale`` (examples; of one step,
         hence rough: average `variance` and `signal` before you divide). With a batch test in
-        `opt_state` ``required`` (examples). With AdaScale ``gain`` and ``scale_invariant_steps``.
+        `opt_state` ``required`` (examples; NaN where the test had nothing to decide by, though its
+        state keeps the last requirement). With AdaScale ``gain`` and ``scale_invariant_steps``.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp, optax
@@ -51,8 +53,10 @@ def observables(
         "signal": signal(stats),
         "noise_scale": noise_scale(stats),
     }
-    if _nodes(opt_state, BatchTestState):
-        seen["required"] = required_batch_size(opt_state)
+    if tests := _nodes(opt_state, BatchTestState):
+        # A requirement that was kept for want of evidence is no new one.
+        undefined = jnp.all(jnp.stack([test.undefined for test in tests]), axis=0)
+        seen["required"] = jnp.where(undefined, jnp.nan, required_batch_size(opt_state))
     for adascale in _nodes(opt_state, ScaleByAdaScaleState)[:1]:
         count, fraction = adascale.scale_invariant_count, adascale.scale_invariant_fraction
         seen["gain"] = adascale.gain

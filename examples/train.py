@@ -98,6 +98,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if action.default not in (None, argparse.SUPPRESS, False):
             action.help = f"{action.help} (default: %(default)s)"
     options = parser.parse_args(argv)
+    for name in ("examples", "batch_size", "micro_batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("batch_size", "max_batch_size"):
         if getattr(options, name) % options.micro_batch_size:
             parser.error(f"--{name.replace('_', '-')} must be a multiple of --micro-batch-size")
@@ -105,9 +108,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--max-batch-size must be at least --batch-size")
     if options.batch_schedule:
         try:
-            adaoptax.BatchSizeSchedule.parse(options.batch_schedule)
+            schedule = adaoptax.BatchSizeSchedule.parse(options.batch_schedule)
         except ValueError as error:
             parser.error(f"--batch-schedule: {error}")
+        if schedule.max_batch_size > options.max_batch_size:
+            parser.error("--max-batch-size must be at least every size of --batch-schedule")
     if options.method == "groups" and options.batch_size < 2 * options.micro_batch_size:
         parser.error(
             "--batch-size must be two micro-batches or more, for one group has no noise; or pass"
@@ -120,19 +125,21 @@ def read_config(parser: argparse.ArgumentParser, path: pathlib.Path) -> dict[str
     """The options of a TOML file, checked like those of the command line."""
     try:
         settings = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         parser.error(f"--config {path}: {error}")
     actions = {action.dest: action for action in parser._actions if action.dest != "config"}
     for name, value in settings.items():
         action = actions.get(name)
         if action is None:
             parser.error(f"--config {path}: there is no option {name!r}; see --help")
-        wanted = action.type or (bool if action.nargs == 0 else str)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            if wanted is not pathlib.Path:
-                kind = getattr(wanted, "__name__", wanted)
-                parser.error(f"--config {path}: {name} must be of type {kind}, got {value!r}")
-            settings[name] = pathlib.Path(value)
+        wanted: Any = action.type or (bool if action.nargs == 0 else str)
+        written = str if wanted is pathlib.Path else wanted
+        if type(value) is not written and not (written is float and type(value) is int):
+            parser.error(
+                f"--config {path}: {name} must be of type {written.__name__}, got {value!r}"
+            )
+        if written is not wanted:
+            settings[name] = wanted(value)
         if action.choices is not None and value not in action.choices:
             parser.error(f"--config {path}: {name} must be one of {[*action.choices]}")
     return settings
@@ -202,6 +209,7 @@ def train(options: argparse.Namespace, problem: Problem, mesh: jax.sharding.Mesh
     )
     metrics = jax.jit(problem.metrics, out_shardings=everywhere)
     every = max(options.examples // 30, 1)
+    write_options(options)  # only now: options that were refused are no run
     with Checkpointer(options.out / "checkpoints", every=options.checkpoint_every) as saver, loop:
         state = saver.restore(jax.jit(init, out_shardings=everywhere)(), loop)
         stopped = False
@@ -272,9 +280,18 @@ def require_same_run(options: argparse.Namespace) -> None:
                     f"train.py: error: {options.out} holds a run with {name}={began.get(name)!r},"
                     f" got {name}={value!r}: pass another --out, or the option as it was."
                 )
-    elif jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(here, indent=2) + "\n")
+
+
+def write_options(options: argparse.Namespace) -> None:
+    """Notes what the run computes, for `require_same_run`; whole or not at all."""
+    path = options.out / "options.json"
+    if path.exists() or jax.process_index() > 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    here = {name: value for name, value in vars(options).items() if name not in FREE}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(here, indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def main(argv: list[str] | None = None) -> None:

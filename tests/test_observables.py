@@ -44,3 +44,28 @@ def test_says_that_a_step_was_not_measured(rows):
     _, stats = adaoptax.stats_from_groups(rows, group_size=1)
     seen = adaoptax.observables(jnp.float32(1), stats._replace(num_groups=jnp.float32(0)))
     assert not seen["measured"]
+
+
+@pytest.mark.parametrize("bad", ["one group", "nan"])
+def test_a_requirement_that_was_kept_without_evidence_is_undefined(bad, rows):
+    tx = adaoptax.norm_test(0.5)
+    grads, stats = adaoptax.stats_from_groups(rows, group_size=1)
+    _, opt_state = tx.update(grads, tx.init(grads), grads, stats=stats)
+    if bad == "one group":
+        stats = stats._replace(num_groups=jnp.float32(1), variance=jnp.float32(jnp.nan))
+    else:
+        grads, stats = adaoptax.stats_from_groups(rows * jnp.nan, group_size=1)
+    _, opt_state = tx.update(grads, opt_state, grads, stats=stats)
+    seen = adaoptax.observables(jnp.float32(1), stats, opt_state)
+    policy = adaoptax.GrowthPolicy(2, 64)
+    policy.update(seen["required"])
+    assert (policy.decision, policy.batch_size, policy.num_undefined) == ("undefined", 2, 1)
+    assert np.isfinite(adaoptax.required_batch_size(opt_state))  # the state keeps it
+
+
+def test_one_test_that_can_decide_is_enough(rows):
+    tx = optax.chain(adaoptax.norm_test(0.5), adaoptax.norm_test(0.5))
+    grads, stats = adaoptax.stats_from_groups(rows, group_size=1)
+    _, (first, second) = tx.update(grads, tx.init(grads), grads, stats=stats)
+    state = first, second._replace(undefined=jnp.bool_(True))
+    assert np.isfinite(adaoptax.observables(jnp.float32(1), stats, state)["required"])

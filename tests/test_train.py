@@ -212,13 +212,15 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: pathlib.Pa
         ('batch_size = "64"', "batch_size must be of type int, got '64'"),
         ('how = "quickly"', "how must be one of"),
         ("batch_size = ", "--config"),
+        ("out = 3", "out must be of type str, got 3"),
+        ("# \xe9", "can't decode byte 0xe9"),
     ],
 )
 def test_a_bad_file_is_one_sentence(
     text: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "run.toml"
-    config.write_text(text)
+    config.write_text(text, "latin-1")
     assert message in refused(capsys, "--config", str(config))
 
 
@@ -228,6 +230,9 @@ def test_a_bad_file_is_one_sentence(
         (["--batch-size", "40"], "--batch-size must be a multiple of --micro-batch-size"),
         (["--max-batch-size", "16"], "--max-batch-size must be at least --batch-size"),
         (["--batch-size", "16"], "--batch-size must be two micro-batches or more"),
+        (["--micro-batch-size", "0"], "--micro-batch-size must be at least 1"),
+        (["--examples", "0"], "--examples must be at least 1"),
+        (["--batch-schedule", "0:32 1K:1024"], "--max-batch-size must be at least every size"),
         (["--batch-schedule", "0:32 x:64"], "--batch-schedule: Expected"),
         (["--config", "no.toml"], "no.toml"),
     ],
@@ -243,6 +248,12 @@ def test_other_options_do_not_go_on_with_a_run(
 ) -> None:
     message = refused(capsys, "--out", str(whole), *SMALL, "--eta", "0.5")
     assert "holds a run with eta=0.8, got eta=0.5: pass another --out" in message
+
+
+def test_options_that_were_refused_leave_the_folder_free(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="eta"):
+        train.main(["--problem", "cancer", "--out", str(tmp_path), "--eta", "-1"])
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The loop around any train step: reads what it did one step late, decides, and tells."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -199,10 +200,12 @@ class AdaptiveLoop:
 
     def _finish(self) -> None:
         """Reads the last step; the state stays the one before, so that a longer run may go on."""
-        if self._unread is not None:
+        if self._unread is None:
+            return
+        if self._delivered is None:  # else the loop was left in mid-step, which has no state
             self._end_state = self.get_state()
-            self._read_at = None  # it is not read beside a step, so its time would tell nothing
-            self._read()
+        self._read_at = None  # it is not read beside a step, so its time would tell nothing
+        self._read()
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that a resume needs besides your parameters; waits for the last step.
@@ -273,9 +276,10 @@ class AdaptiveLoop:
             self._close_callbacks()
 
     def _close_callbacks(self) -> None:
-        for callback in self._callbacks:
-            if hasattr(callback, "close"):
-                callback.close()
+        with contextlib.ExitStack() as closing:  # closes all of them, also where one raises
+            for callback in reversed(self._callbacks):
+                if hasattr(callback, "close"):
+                    closing.callback(callback.close)
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Number = bool | int | float
@@ -25,6 +26,12 @@ def start_reading(output: Any) -> dict[str, Any]:
                 f"Expected output[{name!r}] to be one number, got an array of shape "
                 f"{np.shape(value)}: this usually means that devices or rows were not reduced yet; "
                 "return its mean or its maximum."
+            )
+        dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
+        if not any(jnp.issubdtype(dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
+            raise ValueError(
+                f"Expected output[{name!r}] to be one real number, got {value!r}: records and "
+                "checkpoints hold numbers; leave it out where there is none."
             )
         if isinstance(value, jax.Array):
             value.copy_to_host_async()

@@ -23,6 +23,7 @@ _COUNTS = (
     "_num_above",
     "_num_below",
     "_num_examples",
+    "_clock",
 )
 
 
@@ -319,7 +320,7 @@ class GrowthPolicy:
         keys = ["version", "batch_size", "required_batch_size", "since_change", *names.values()]
         require_keys("state", state, keys)
         require_equal("version", state["version"], _VERSION, "use the version that saved it.")
-        size, clock = saved_count(state, "batch_size"), saved_count(state, "num_examples")
+        size, clock = saved_count(state, "batch_size"), saved_count(state, "clock")
         low, high = self._bounds.at(clock)
         if not (low <= size <= high and self._grid.up(size) == size):
             raise ValueError(
@@ -333,7 +334,7 @@ class GrowthPolicy:
             since_change = saved_count(state, "since_change")
         counts = {name: saved_count(state, key) for name, key in names.items()}
         self._batch_size, self._required, self._since_change = size, required, since_change
-        self._clock, self._low, self._high, self._decision = clock, low, high, None
+        self._low, self._high, self._decision = low, high, None
         for name, count in counts.items():
             setattr(self, name, count)
 

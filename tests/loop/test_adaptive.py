@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaoptax import BatchSizeSchedule
 from adaoptax.loop import AdaptiveLoop, BatchLoader, GrowthPolicy, Record
 
 INF, NAN = math.inf, math.nan
@@ -54,7 +55,7 @@ def test_the_requirement_of_a_step_decides_the_batch_after_the_next():
 class OnItsWay:
     """A scalar that notes when somebody waits for its value."""
 
-    shape = ()
+    shape, dtype = (), np.dtype(np.float32)
 
     def __init__(self, value, waited):
         self.value, self.waited = value, waited
@@ -201,6 +202,41 @@ def test_callbacks_are_closed_once_and_have_every_record():
     assert (len(listener.records), listener.closed) == (5, 1)
 
 
+def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
+    schedule = BatchSizeSchedule.parse("0:8 64:16")
+    make = lambda: AdaptiveLoop(BatchLoader(np.arange(64), 8, num_epochs=1), schedule)
+    with make() as loop:
+        for _ in loop:
+            loop.observe({})
+    resumed = make()
+    resumed.set_state(json.loads(json.dumps(loop.get_state())))
+    assert (resumed.step, resumed.policy.batch_size) == (8, 16)
+
+
+def test_a_loop_left_before_observe_tells_the_steps_before():
+    listener = Listener()
+    with make_loop(callbacks=[listener]) as loop:
+        for _ in loop:
+            if loop.step > 3:
+                break
+            loop.observe({})
+    assert [record["step"] for record in listener.records] == [1, 2, 3]
+    assert listener.closed == 1
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        loop.get_state()
+
+
+def test_all_callbacks_are_closed_although_one_raises():
+    class Raises(Listener):
+        def close(self):
+            raise OSError("a disk")
+
+    listener = Listener()
+    with pytest.raises(OSError, match="a disk"):
+        make_loop(callbacks=[Raises(), listener]).close()
+    assert listener.closed == 1
+
+
 def test_callbacks_are_closed_after_an_error_without_waiting_for_the_step():
     listener = Listener()
 
@@ -245,6 +281,9 @@ def test_batch_and_observation_take_turns():
         (3.0, TypeError, "Expected output to be a dict of scalars by name, got float: return"),
         ({1: 2.0}, TypeError, "dict of scalars by name"),
         ({"required": np.ones(2)}, ValueError, r"output\['required'\] to be one number.*\(2,\)"),
+        ({"best": None}, ValueError, r"output\['best'\] to be one real number, got None: records"),
+        ({"phase": "warm-up"}, ValueError, r"\['phase'\] to be one real number, got 'warm-up'"),
+        ({"mean": 1j}, ValueError, "one real number"),
     ],
 )
 def test_refuses_what_is_no_dict_of_numbers(output, error, message):

@@ -83,7 +83,7 @@ def test_a_step_that_was_not_measured_counts_examples_only():
     policy.update(20.0)
     before = policy.get_state()
     assert policy.update(None, num_examples=33) == 16
-    assert policy.get_state() == before | {"since_change": 33, "num_examples": 41}
+    assert policy.get_state() == before | {"since_change": 33, "num_examples": 41, "clock": 41}
 
 
 def test_cooldown_counts_the_examples_of_undefined_steps_too():
