@@ -25,7 +25,8 @@ def observables(
             anywhere in it; None if there is none.
 
     Returns:
-        A dict of scalars. Always ``loss``, ``num_groups`` and ``measured`` (bool), and in the units
+        A dict of scalars. Always ``loss``, ``num_groups`` and ``measured`` (bool; also false where
+        every test waits for its `interval`), and in the units
         of squared gradients ``sq_norm``, ``variance`` (unbiased, of one example) and ``signal``
         (debiased, may be negative), and their quotient ``noise_scale`` (examples; of one step,
         hence rough: average `variance` and `signal` before you divide). With a batch test in
@@ -54,9 +55,12 @@ def observables(
         "noise_scale": noise_scale(stats),
     }
     if tests := _nodes(opt_state, BatchTestState):
-        # A requirement that was kept for want of evidence is no new one.
-        undefined = jnp.all(jnp.stack([test.undefined for test in tests]), axis=0)
-        seen["required"] = jnp.where(undefined, jnp.nan, required_batch_size(opt_state))
+        # A requirement that was kept, for want of evidence or of a test, is no new one.
+        tested = jnp.stack([test.tested for test in tests])
+        decided = jnp.stack([test.tested & ~test.undefined for test in tests])
+        seen["measured"] &= jnp.any(tested, axis=0)
+        required = required_batch_size(opt_state)
+        seen["required"] = jnp.where(jnp.any(decided, axis=0), required, jnp.nan)
     for adascale in _nodes(opt_state, ScaleByAdaScaleState)[:1]:
         count, fraction = adascale.scale_invariant_count, adascale.scale_invariant_fraction
         seen["gain"] = adascale.gain

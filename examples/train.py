@@ -113,11 +113,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--batch-schedule: {error}")
         if schedule.max_batch_size > options.max_batch_size:
             parser.error("--max-batch-size must be at least every size of --batch-schedule")
-    if options.method == "groups" and options.batch_size < 2 * options.micro_batch_size:
-        parser.error(
-            "--batch-size must be two micro-batches or more, for one group has no noise; or pass"
-            " --method exact"
-        )
+        smallest = {"--batch-schedule": schedule.min_batch_size}
+    else:
+        smallest = {"--batch-size": options.batch_size}
+    for name, size in smallest.items():
+        if options.method == "groups" and size < 2 * options.micro_batch_size:
+            parser.error(
+                f"{name} must be two micro-batches or more, for one group has no noise; or pass"
+                " --method exact"
+            )
     return options
 
 
@@ -248,7 +252,7 @@ def dry_run(options: argparse.Namespace, problem: Problem) -> None:
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters")
     learning_rate = optax.cosine_decay_schedule(options.learning_rate, options.examples)
     ladder = adaoptax.loop.capacities(options.micro_batch_size, options.max_batch_size)
-    rows = {"padded": ladder[-1:], "ladder": ladder, "host": None}[options.how]
+    rows = ladder if options.how == "ladder" else ladder[-1:]
     plans = {"The schedule": options.batch_schedule}
     if not options.batch_schedule:
         plans = {
@@ -266,10 +270,17 @@ def dry_run(options: argparse.Namespace, problem: Problem) -> None:
                 learning_rate=learning_rate,
             )
         )
+    print("\nThe run fills its last batch, beyond --examples if need be.")
+    if options.how == "host":
+        print("Driven by the host, two programs and a start serve all sizes.")
 
 
 def require_same_run(options: argparse.Namespace) -> None:
-    """Ends the program where the folder holds a run with other options."""
+    """Ends the program where the folder cannot be, or holds a run with other options."""
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"train.py: error: --out {options.out}: {error.strerror}; pass another folder.")
     path = options.out / "options.json"
     here = {name: value for name, value in vars(options).items() if name not in FREE}
     if path.exists():
@@ -287,7 +298,6 @@ def write_options(options: argparse.Namespace) -> None:
     path = options.out / "options.json"
     if path.exists() or jax.process_index() > 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     here = {name: value for name, value in vars(options).items() if name not in FREE}
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(here, indent=2) + "\n")

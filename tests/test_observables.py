@@ -40,6 +40,16 @@ def test_finds_state_anywhere_and_leaves_out_what_is_not_there(rows):
     assert set(adaoptax.observables(jnp.float32(1), stats)) == ALWAYS
 
 
+def test_a_test_that_waits_for_its_interval_is_no_evidence(rows):
+    tx = adaoptax.norm_test(0.5, interval=3)
+    grads, stats = adaoptax.stats_from_groups(rows, group_size=1)
+    state, measured = tx.init(grads), []
+    for _ in range(5):
+        _, state = tx.update(grads, state, stats=stats)
+        measured.append(bool(adaoptax.observables(jnp.float32(1), stats, state)["measured"]))
+    assert measured == [True, False, False, True, False]
+
+
 def test_says_that_a_step_was_not_measured(rows):
     _, stats = adaoptax.stats_from_groups(rows, group_size=1)
     seen = adaoptax.observables(jnp.float32(1), stats._replace(num_groups=jnp.float32(0)))

@@ -234,7 +234,9 @@ def test_a_bad_file_is_one_sentence(
         (["--examples", "0"], "--examples must be at least 1"),
         (["--batch-schedule", "0:32 1K:1024"], "--max-batch-size must be at least every size"),
         (["--batch-schedule", "0:32 x:64"], "--batch-schedule: Expected"),
+        (["--batch-schedule", "0:16 1K:64"], "--batch-schedule must be two micro-batches"),
         (["--config", "no.toml"], "no.toml"),
+        (["--out", "/dev/null/run"], "--out /dev/null/run: Not a directory"),
     ],
 )
 def test_a_bad_option_is_one_sentence(

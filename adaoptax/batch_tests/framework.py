@@ -30,6 +30,7 @@ class BatchTestState(NamedTuple):
         noise_dominated: Whether the signal was not positive at the last test.
         undefined: Whether the last test had nothing to decide by (one group, NaN or inf, no
             gradient and no noise at all): the requirement was kept.
+        tested: Whether the test ran at the last update with statistics, see `steps_seen`.
         steps_seen: Updates with statistics so far; the test runs at every `interval`-th of them.
         tests_run: Tests that could decide.
         tests_failed: How many of them asked for more examples than the batch had.
@@ -42,6 +43,7 @@ class BatchTestState(NamedTuple):
     test_passed: jax.Array
     noise_dominated: jax.Array
     undefined: jax.Array
+    tested: jax.Array
     steps_seen: jax.Array
     tests_run: jax.Array
     tests_failed: jax.Array
@@ -100,6 +102,7 @@ def batch_test(
             test_passed=false(),
             noise_dominated=false(),
             undefined=false(),
+            tested=false(),
             steps_seen=zero(),
             tests_run=zero(),
             tests_failed=zero(),
@@ -124,7 +127,8 @@ def batch_test(
         if _validate.is_number(interval) and interval == 1:
             state_after = run()
         else:
-            state_after = jax.lax.cond(state.steps_seen % interval == 0, run, lambda: state)
+            wait = lambda: state._replace(tested=jnp.zeros_like(state.tested))
+            state_after = jax.lax.cond(state.steps_seen % interval == 0, run, wait)
         state_after = state_after._replace(steps_seen=optax.safe_increment(state.steps_seen))
         return updates, _tree.select(measured(stats), state_after, state)
 
@@ -163,6 +167,7 @@ def run_test(
         test_passed=passed,
         noise_dominated=noise_dominated,
         undefined=~defined,
+        tested=jnp.ones_like(state.tested),
         steps_seen=state.steps_seen,
         tests_run=count(state.tests_run, defined),
         tests_failed=count(state.tests_failed, defined & ~passed),

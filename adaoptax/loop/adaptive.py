@@ -59,7 +59,8 @@ class AdaptiveLoop:
         loader: Where batches come from.
         policy: Turns requirements into sizes. A function from examples seen to a size (a
             `BatchSizeSchedule`) makes the size follow it and only records requirements. None keeps
-            the loader's size.
+            the size that the loader has now. The policy decides from the first batch on, whatever
+            size the loader was made with.
         callbacks: Called with each record. What has a method ``resume(record)`` is told of a
             restore, with the ``step`` and ``examples`` of the last record that still holds; what
             has ``close()`` is closed with the loop.
@@ -252,13 +253,22 @@ class AdaptiveLoop:
         require_keys("state", state, ["version", "loader", "policy", "unread"])
         require_equal("version", state["version"], _VERSION, "use the version that saved it.")
         unread = None if state["unread"] is None else _saved_unread(state["unread"])
-        here = self.policy.get_state()
+        here, loader_here = self.policy.get_state(), self.loader.get_state()
         self.policy.set_state(state["policy"])
         try:
             self.loader.set_state(state["loader"])
         except BaseException:
             self.policy.set_state(here)
             raise
+        place = self.loader.step, self.loader.examples_seen
+        if unread is not None and (unread.step, unread.examples) != place:
+            self.policy.set_state(here)
+            self.loader.set_state(loader_here)
+            raise ValueError(
+                f"Expected the unread step to be the last of the loader, (step, examples)={place}, "
+                f"got {(unread.step, unread.examples)} saved: the saved state is damaged, or its "
+                "parts are of different moments."
+            )
         self._unread, self._delivered = unread, None
         self._read_at = self._end_state = None
         told = {"step": self.loader.step, "examples": self.loader.examples_seen}

@@ -10,6 +10,11 @@ import numpy as np
 
 Number = bool | int | float
 
+# What the loop itself writes into a record.
+RESERVED = frozenset(
+    ("step", "examples", "epoch", "batch_size", "decision", "next_batch_size", "examples_per_s")
+)
+
 
 def start_reading(output: Any) -> dict[str, Any]:
     """Checks the names of `output` and asks the device to send it, without waiting."""
@@ -19,6 +24,11 @@ def start_reading(output: Any) -> dict[str, Any]:
         raise TypeError(
             f"Expected output to be a dict of scalars by name, got {type(output).__name__}: return "
             "adaoptax.observables(loss, stats, opt_state) from the train step."
+        )
+    if taken := sorted(RESERVED & output.keys()):
+        raise ValueError(
+            f"Expected names of your own in output, got {taken[0]!r}: the loop writes it into "
+            "every record; choose another name."
         )
     for name, value in output.items():
         if np.shape(value) != ():

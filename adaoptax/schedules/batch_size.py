@@ -79,8 +79,14 @@ class BatchSizeSchedule:
         self._min, self._max = low, high
         self._function: Callable[[int], int] | None = None
         self._stages: tuple[Stage, ...] | None = None
-        if isinstance(sizes, BatchSizeSchedule) and sizes.stages is not None:
-            sizes = sizes.stages
+        if isinstance(sizes, BatchSizeSchedule):
+            if self._tokens != 1:
+                raise ValueError(
+                    f"Expected {tokens_per_example=} together with numbers, got a"
+                    " BatchSizeSchedule: its thresholds are in examples already; leave"
+                    " tokens_per_example out."
+                )
+            sizes = sizes if sizes.stages is None else sizes.stages
         if callable(sizes):
             self._function = sizes
             return
@@ -293,12 +299,7 @@ def batch_size_schedule(sizes: Any, *, tokens_per_example: int = 1) -> BatchSize
         >>> batch_size_schedule("0:8 1K:16")(1000)
         16
     """
-    if isinstance(sizes, BatchSizeSchedule):
-        if tokens_per_example != 1:
-            raise ValueError(
-                f"Expected {tokens_per_example=} together with numbers, got a BatchSizeSchedule: "
-                "its thresholds are in examples already; leave tokens_per_example out."
-            )
+    if isinstance(sizes, BatchSizeSchedule) and tokens_per_example == 1:
         return sizes
     if isinstance(sizes, str):
         return BatchSizeSchedule.parse(sizes, tokens_per_example=tokens_per_example)

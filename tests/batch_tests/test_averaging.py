@@ -153,12 +153,10 @@ def test_between_tests_the_state_is_held(name, decay, numpy_stats):
         grads, stats = numpy_stats(rows)
         _, new = update(grads, state, stats=stats)
         assert int(new.steps_seen) == step + 1
+        assert bool(new.tested) == (step % 3 == 0)
         if step % 3:
-            for old_leaf, new_leaf in zip(
-                jax.tree.leaves(state._replace(steps_seen=0)),
-                jax.tree.leaves(new._replace(steps_seen=0)),
-                strict=True,
-            ):
+            held = lambda state: jax.tree.leaves(state._replace(steps_seen=0, tested=False))
+            for old_leaf, new_leaf in zip(held(state), held(new), strict=True):
                 np.testing.assert_array_equal(old_leaf, new_leaf)
         state = new
     assert int(state.tests_run) == 3  # steps 0, 3, 6

@@ -280,6 +280,7 @@ def test_batch_and_observation_take_turns():
     [
         (3.0, TypeError, "Expected output to be a dict of scalars by name, got float: return"),
         ({1: 2.0}, TypeError, "dict of scalars by name"),
+        ({"step": 3}, ValueError, "Expected names of your own in output, got 'step'"),
         ({"required": np.ones(2)}, ValueError, r"output\['required'\] to be one number.*\(2,\)"),
         ({"best": None}, ValueError, r"output\['best'\] to be one real number, got None: records"),
         ({"phase": "warm-up"}, ValueError, r"\['phase'\] to be one real number, got 'warm-up'"),
@@ -340,6 +341,7 @@ def test_refuses_damaged_states_and_stays(change, message):
         ({"output": {"loss": "much"}}, "Expected a number as output, got loss='much'"),
         ({"output": {"loss": [1]}}, "Expected a number as output, got loss="),
         ({"step": -1}, "Expected step >= 0"),
+        ({"step": 2}, r"the last of the loader, \(step, examples\)=\(3, 32\), got \(2, 32\)"),
         ({"batch_size": 10**6}, "Expected batch_size <= examples"),
     ],
 )
