@@ -75,6 +75,10 @@ def along_step(
     return adaoptax.bind_extra_args(tx, variance_fn=lambda v: optax.tree.norm(v, squared=True))
 
 
+def complete_step_on_schedule(theta: Any) -> Any:
+    return proximal_test(theta, learning_rate=optax.linear_schedule(1.0, 0.5, 9))
+
+
 def averaged_norm(eta: Any, window: Any, gamma: Any) -> Any:
     return averaged_gradient(adaoptax.norm_test(eta), window, gamma)
 
@@ -88,8 +92,8 @@ def lipschitz_on_a_model(initial_lipschitz: Any, growth: Any) -> Any:
 
         def value_fn(p: Any) -> Any:
             way = optax.tree.sub(wide(p), wide(params))
-            linear = optax.tree.vdot(wide(updates), way)
-            return linear + 0.5 * optax.tree.norm(way, squared=True)
+            linear = jax.tree.map(lambda g, w: jnp.sum(g * w), wide(updates), way)
+            return optax.tree.sum(linear) + 0.5 * optax.tree.norm(way, squared=True)
 
         return tx.update(
             updates, state, params, **{**extra, "value": jnp.float32(0), "value_fn": value_fn}
@@ -145,11 +149,7 @@ TRANSFORMATIONS.update(
         "inner_product_test leave-one-out": Entry(
             adaoptax.inner_product_test, {"theta": 0.9, "leave_one_out": True}
         ),
-        "proximal_test schedule": Entry(
-            proximal_test,
-            {"theta": 0.5, "learning_rate": optax.linear_schedule(1.0, 0.5, 9)},
-            static=("learning_rate",),
-        ),
+        "proximal_test schedule": Entry(complete_step_on_schedule, {"theta": 0.5}),
         "averaged_gradient": Entry(averaged_norm, {"eta": 0.5, "window": 2, "gamma": 0.9}),
         "lipschitz_descent": Entry(
             lipschitz_on_a_model, {"initial_lipschitz": 0.1, "growth": 1.5}, optimizes=True

@@ -43,13 +43,13 @@ def averaged_gradient(
         \;\Longrightarrow\; \text{the test takes } \lVert g_{avg} \rVert \text{ for }
         \lVert g_k \rVert
 
-    on its right side; noise, on the left side, is measured as ever. On pure noise this raises the
-    ceiling of a plug-in test by :math:`r`, and no further: with ``nu=5.84`` that is not enough (see
-    "The optimal split" in the docs). A debiased test subtracts :math:`S^2/(rB)` from the mean's
-    square, as it should; with `decay` it averages the two scalars over steps anyway, which is as
-    good a safeguard and costs no memory.
+    on its right side; noise, on the left side, is measured as ever. On independent noise this
+    raises the ceiling of a plug-in test by :math:`r`; along a run that has stalled by more, since
+    there the gradients add up to the way made (see "The optimal split" in the docs). A debiased
+    test subtracts :math:`S^2/(rB)` from the mean's square, as it should; with `decay` it averages
+    the two scalars over steps, which is a safeguard too and costs no memory.
 
-    Constants and rule are from memory of the paper, and **unverified**. Ours is the choice of
+    Constants and rule are from notes on the paper, and **unverified**. Ours is the choice of
     blocks: gradients are summed, and looked at once `window` of them are there, which then are the
     last; so it costs one buffer of the size of the parameters instead of `window` of them, and
     decides once in `window` steps. Place it first in a chain, where updates are gradients.
@@ -68,7 +68,7 @@ def averaged_gradient(
 
     Raises:
         ValueError: If `window` is not a whole number ≥ 2 or `gamma` not in (0, 1).
-        TypeError: At `init`, if `test` is not a single batch test of a gradient.
+        TypeError: At `init` or `update`, if `test` is not one of these.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp

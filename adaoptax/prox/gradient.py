@@ -119,7 +119,8 @@ def check_feasible(prox: Prox, params: ArrayTree) -> None:
         tolerated = (16 * eps) ** 2 * count * (_tree.sq_norm(wide) + _tree.sq_norm(nearest))
         return jnp.sqrt(distance), ~(distance <= tolerated)
 
-    distance, outside = jax.device_get(measure(params))
+    with jax.ensure_compile_time_eval():  # `init` may stand in a function that is being traced
+        distance, outside = jax.device_get(measure(params))
     if outside:
         raise ValueError(
             f"Expected params in the feasible set of prox={prox.name}, got params at distance"

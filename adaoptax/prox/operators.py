@@ -226,6 +226,7 @@ def _projection(name: str, project: Callable[[ArrayTree], ArrayTree]) -> Prox:
 
 def _like(params: ArrayTree, bound: Any) -> ArrayTree:
     """`bound` for every leaf, where it is not a tree of its own."""
-    if jax.tree.structure(bound) == jax.tree.structure(params):
+    structure: Any = jax.tree.structure
+    if structure(bound) == structure(params):
         return bound
     return jax.tree.map(lambda _: bound, params)

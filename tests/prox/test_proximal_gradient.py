@@ -61,7 +61,8 @@ def test_the_operator_minimizes_what_defines_it(name):
 def test_the_operator_keeps_structure_and_dtype_and_feasible_points(name):
     operator, _ = OPERATORS[name]
     out = operator.apply(TREE, 0.6)
-    assert jax.tree.structure(out) == jax.tree.structure(TREE)
+    structure: Any = jax.tree.structure
+    assert structure(out) == structure(TREE)
     assert [x.dtype for x in jax.tree.leaves(out)] == [jnp.float32] * 2
     if operator.is_projection:
         np.testing.assert_allclose(flat(operator.apply(out, 0.1)), flat(out), atol=1e-6)
@@ -177,6 +178,13 @@ def test_an_infeasible_start_is_told_under_a_transfer_guard():
         jax.jit(tx.init)(inside)
         with pytest.raises(ValueError, match="distance 1 "):
             tx.init(x)
+
+
+def test_an_infeasible_constant_is_told_inside_of_a_traced_function():
+    tx, outside, inside = proximal_gradient(prox.box(0.0, 1.0), 0.1), jnp.full(2, 2.0), jnp.zeros(2)
+    jax.jit(lambda: tx.init(inside))()
+    with pytest.raises(ValueError, match="feasible"):
+        jax.jit(lambda: tx.init(outside))()
 
 
 def test_a_schedule_is_read_at_the_step():
