@@ -56,7 +56,7 @@ def draw(rng: Any, gradient: np.ndarray, size: int) -> tuple[jax.Array, Gradient
     return jnp.asarray(g, jnp.float32), GradientStats(*(jnp.float32(x) for x in numbers))
 
 
-def tests_of_runs() -> dict[str, tuple[Any, float]]:
+def compared() -> dict[str, tuple[Any, float]]:
     """The tests of the runs by name, each with the ε whose step size it is run with."""
     pair = augmented_inner_product_test(0.9, 5.84, signal="plug-in")
     return {
@@ -159,7 +159,7 @@ def main() -> None:
         NORM: norm_test(0.9, signal="plug-in"),
     }
     shares = {name: [fires_on_noise(t, d) for d in DIMENSIONS] for name, t in on_noise.items()}
-    runs = {name: run(*test) for name, test in tests_of_runs().items()}
+    runs = {name: run(*test) for name, test in compared().items()}
     draw_figure(shares, runs, out / "optimal_split.png")
     print(table(shares, runs))
 

@@ -14,7 +14,7 @@ from benchmarks.optimal_split import (
     SAFEGUARD,
     fires_on_noise,
     run,
-    tests_of_runs,
+    compared,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimal_split.md"
@@ -40,7 +40,7 @@ def test_the_shares_of_the_page():
 
 def test_the_published_pair_stalls_and_the_safeguard_rescues_it(monkeypatch):
     monkeypatch.setattr("benchmarks.optimal_split.BUDGET", 2000)
-    all_tests = tests_of_runs()
+    all_tests = compared()
     stalled, rescued = (run(*all_tests[name]) for name in (PUBLISHED, SAFEGUARD))
     assert set(stalled["size"]) == {8.0}
     assert rescued["size"][-1] > 8
