@@ -12,9 +12,9 @@ from benchmarks.optimal_split import (
     EPSILON,
     PUBLISHED,
     SAFEGUARD,
+    compared,
     fires_on_noise,
     run,
-    compared,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimal_split.md"
