@@ -269,3 +269,15 @@ def require_inner_product_variance(stats: GradientStats) -> jax.Array:
             " from your own gradients with adaoptax.stats_from_groups(...)."
         )
     return stats.inner_product_variance
+
+
+def require_coordinate_variance(stats: GradientStats) -> ArrayTree:
+    """`coordinate_variance`, or a ValueError that names the methods that measure it."""
+    if stats.coordinate_variance is None:
+        raise ValueError(
+            "Expected stats.coordinate_variance, got None: these statistics were measured without"
+            " it. Measure with per_example(statistics=('norm', 'coordinate')) or groups(n,"
+            " statistics=('norm', 'coordinate')) of adaoptax.measure, or form them with"
+            " adaoptax.stats_from_groups(..., statistics=('norm', 'coordinate'))."
+        )
+    return stats.coordinate_variance

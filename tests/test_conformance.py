@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 import adaoptax
 from adaoptax import GradientStats
+from adaoptax.noise_tracker import TrackNoiseScaleState, track_noise_scale
 from adaoptax.schedules import scale_by_schedule_over_examples
 
 
@@ -109,6 +110,10 @@ TRANSFORMATIONS.update(
             {"schedule": optax.constant_schedule(0.1)},
             optimizes=True,
             static=("schedule",),
+        ),
+        "track_noise_scale": Entry(track_noise_scale, {"horizon": 1000.0}),
+        "track_noise_scale layers": Entry(
+            track_noise_scale, {"horizon": 1000.0, "per_layer": True}
         ),
         "skip_nonfinite adam": Entry(skipping_adam, {"learning_rate": 0.1}, optimizes=True),
     }
@@ -226,6 +231,7 @@ HELD: dict[type, tuple[str, ...]] = {
         "steps_skipped",
     ),
     adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+    TrackNoiseScaleState: TrackNoiseScaleState._fields,
 }
 
 
