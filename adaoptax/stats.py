@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 
 
@@ -38,6 +39,11 @@ class GradientStats(NamedTuple):
             :math:`\langle g_i, g \rangle`; None where it was not measured.
         coordinate_variance: pytree like the parameters, the unbiased per-coordinate variance of
             per-example gradients (its sum is `variance`); None unless asked for.
+
+    **With a preconditioner** P (`value_grad_and_stats`) the squared norm is :math:`g^\top P g`, the
+    variance :math:`\operatorname{tr} P \Sigma`, and inner products are :math:`g_i^\top P g`: those
+    of :math:`P^{1/2} g_i`. `coordinate_variance` remains that of the gradient as it is, whose sum
+    *times P* is then the variance.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
@@ -158,7 +164,12 @@ def measured(stats: GradientStats) -> jax.Array:
 
 
 def merge_stats(
-    grads_a: ArrayTree, stats_a: GradientStats, grads_b: ArrayTree, stats_b: GradientStats
+    grads_a: ArrayTree,
+    stats_a: GradientStats,
+    grads_b: ArrayTree,
+    stats_b: GradientStats,
+    *,
+    preconditioner: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats]:
     r"""Gradient and statistics of the union of two disjoint batches.
 
@@ -178,6 +189,7 @@ def merge_stats(
         stats_a: Its statistics.
         grads_b: Mean gradient of the second batch.
         stats_b: Its statistics.
+        preconditioner: The one that both were measured with, if they were.
 
     Returns:
         ``(grads, stats)`` of the union. `inner_product_variance` is None, since the inner products
@@ -197,6 +209,7 @@ def merge_stats(
         Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample
         Variances, 1979.
     """
+    metric = as_metric(preconditioner, grads_a)
     size = stats_a.num_examples + stats_b.num_examples
     groups = _groups_beside(stats_a, stats_b) + _groups_beside(stats_b, stats_a)
     share_b = jnp.where(size > 0, stats_b.num_examples / jnp.where(size > 0, size, 1), 0)
@@ -217,8 +230,8 @@ def merge_stats(
     stats = GradientStats(
         num_examples=size,
         num_groups=groups,
-        sq_norm=_tree.sq_norm(merged),
-        variance=pooled(stats_a.variance, stats_b.variance, _tree.sq_norm(differences)),
+        sq_norm=_tree.sq_norm(merged, metric),
+        variance=pooled(stats_a.variance, stats_b.variance, _tree.sq_norm(differences, metric)),
         coordinate_variance=coordinates,
     )
     return jax.tree.map(lambda m, a: m.astype(jnp.result_type(a)), merged, grads_a), stats

@@ -88,21 +88,21 @@ def measure_groups(
         group = (jax.tree.map(first, chunk[0]), chunk[1][0], loss.map_keys(first, chunk[2]))
         return jax.tree.map(lambda x: jnp.asarray(x)[None], grad(params, *group))
 
-    coordinate = "coordinate" in statistics
+    coordinate, metric = "coordinate" in statistics, loss.metric
     grad_shapes = jax.eval_shape(differentiate, 0)[1]
     products = None
     if num_chunks == 1:
         values, grads = differentiate(0)
-        moments = m.chunk_moments(grads, weights.weight[0], coordinate)
+        moments = m.chunk_moments(grads, weights.weight[0], coordinate, metric)
         if "inner" in statistics:
-            products = m.centred_inner_products(grads, moments.mean)
+            products = m.centred_inner_products(grads, moments.mean, metric)
     else:
         before = jnp.cumsum(chunk_weight) - chunk_weight
 
         def step(moments: m.Moments, i: Any) -> tuple[m.Moments, Any]:
             values, grads = differentiate(i)
-            chunk = m.chunk_moments(grads, weights.weight[i], coordinate)
-            return m.add_chunk(moments, chunk, before[i], chunk_weight[i]), values
+            chunk = m.chunk_moments(grads, weights.weight[i], coordinate, metric)
+            return m.add_chunk(moments, chunk, before[i], chunk_weight[i], metric), values
 
         bound = None if mask is None or not stop_early else _last_real(chunk_weight)
         moments, values = _scan(step, m.zero_moments(params, coordinate), num_chunks, bound)
@@ -110,13 +110,14 @@ def measure_groups(
         if "inner" in statistics:
             # The mean is known only now: a second pass keeps the memory at one chunk.
             def inner(nothing: tuple, i: Any) -> tuple[tuple, jax.Array]:
-                return nothing, m.centred_inner_products(differentiate(i)[1], moments.mean)
+                grads = differentiate(i)[1]
+                return nothing, m.centred_inner_products(grads, moments.mean, metric)
 
             products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
     scatter = None if products is None else m.inner_scatter(products, weights.weight)
-    stats = m.to_stats(moments, weights.totals(), scatter)
+    stats = m.to_stats(moments, weights.totals(), scatter, metric=metric)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.rows import count_rows
@@ -18,6 +19,7 @@ def stats_from_groups(
     group_size: Any,
     *,
     statistics: tuple[str, ...] = ("norm", "inner"),
+    preconditioner: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats]:
     r"""Mean gradient and statistics of groups whose gradients are already at hand.
 
@@ -30,6 +32,8 @@ def stats_from_groups(
         group_size: Examples in each group: one number, or an array [n] for unequal groups
             (0 for a group of padding only).
         statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"``.
+
+        preconditioner: Pytree like one group's gradient, as in `value_grad_and_stats`.
 
     Returns:
         ``(grads, stats)``: the mean over all examples, in the dtype of `group_grads`, and its
@@ -63,10 +67,11 @@ def stats_from_groups(
             f" {np.shape(group_size)}: give one count for each group of group_grads."
         )
     weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
-    moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics)
+    metric = as_metric(preconditioner, jax.tree.map(lambda h: h[0], group_grads))
+    moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics, metric)
     inner = None
     if "inner" in statistics:
-        products = m.centred_inner_products(group_grads, moments.mean)
+        products = m.centred_inner_products(group_grads, moments.mean, metric)
         inner = m.inner_scatter(products, weights.weight)
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
-    return grads, m.to_stats(moments, weights.totals(), inner)
+    return grads, m.to_stats(moments, weights.totals(), inner, metric=metric)
