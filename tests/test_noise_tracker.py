@@ -159,8 +159,8 @@ def test_the_table_of_the_reference(group: int, number: int) -> None:
     variance, square = gaussian(rng, draws, size, number, dimensions, scale)
     signal = square - variance / size
     sd_noise, sd_signal, negative = TABLE[group, number]
-    assert variance.std() / scale == pytest.approx(sd_noise, rel=0.03)
-    assert sd_noise == pytest.approx(math.sqrt(2 / ((number - 1) * dimensions)), rel=0.03)
+    assert variance.std() / scale == pytest.approx(sd_noise, rel=0.04)  # two digits there
+    assert sd_noise == pytest.approx(math.sqrt(2 / ((number - 1) * dimensions)), rel=0.04)
     assert signal.std() == pytest.approx(sd_signal, rel=0.03)
     both = 2 * scale**2 / dimensions / size**2
     closed = math.sqrt(4 * scale / dimensions / size + both + both / (number - 1))
