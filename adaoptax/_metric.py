@@ -22,9 +22,11 @@ def as_metric(preconditioner: ArrayTree | None, params: ArrayTree) -> ArrayTree 
     """
     if preconditioner is None:
         return None
-    if jax.tree.structure(preconditioner) != jax.tree.structure(params):
+    found: Any = jax.tree.structure(preconditioner)
+    expected: Any = jax.tree.structure(params)
+    if found != expected:
         raise ValueError(
-            f"{EXPECTED} {jax.tree.structure(params)}, got {jax.tree.structure(preconditioner)}:"
+            f"{EXPECTED} {expected}, got {found}:"
             f" {MEANING}; build it with jax.tree.map over the parameters or the optimizer's state."
         )
 

@@ -39,6 +39,9 @@ class GradientStats(NamedTuple):
             :math:`\langle g_i, g \rangle`; None where it was not measured.
         coordinate_variance: pytree like the parameters, the unbiased per-coordinate variance of
             per-example gradients (its sum is `variance`); None unless asked for.
+        leave_one_out_variance: :math:`\frac{m}{n-1} \sum_k (p_k' - \bar p')^2`, the unbiased
+            variance of :math:`p_k' = \langle h_k, g_{-k} \rangle`, the inner product with the mean
+            of the other groups (`measure.leave_one_out`); None unless asked for.
 
     **With a preconditioner** P (`value_grad_and_stats`) the squared norm is :math:`g^\top P g`, the
     variance :math:`\operatorname{tr} P \Sigma`, and inner products are :math:`g_i^\top P g`: those
@@ -59,6 +62,7 @@ class GradientStats(NamedTuple):
     variance: jax.Array
     inner_product_variance: jax.Array | None = None
     coordinate_variance: ArrayTree | None = None
+    leave_one_out_variance: jax.Array | None = None
 
 
 def signal(stats: GradientStats) -> jax.Array:
@@ -294,3 +298,15 @@ def require_coordinate_variance(stats: GradientStats) -> ArrayTree:
             " adaoptax.stats_from_groups(..., statistics=('norm', 'coordinate'))."
         )
     return stats.coordinate_variance
+
+
+def require_leave_one_out_variance(stats: GradientStats) -> jax.Array:
+    """`leave_one_out_variance`, or a ValueError that names the methods that measure it."""
+    if stats.leave_one_out_variance is None:
+        raise ValueError(
+            "Expected stats.leave_one_out_variance, got None: these statistics were measured"
+            " without it. Measure with adaoptax.measure.per_example(statistics=('norm', 'inner',"
+            " 'leave-one-out')), or form them from your own gradients with"
+            " adaoptax.stats_from_groups(..., statistics=('norm', 'inner', 'leave-one-out'))."
+        )
+    return stats.leave_one_out_variance

@@ -39,11 +39,16 @@ def track(horizon: float, variance: Any, sq_norm: Any, size: Any) -> Any:
     return jax.lax.scan(step, state, (variance, sq_norm, size))[0]
 
 
+def columns(*arrays: Any) -> list[np.ndarray]:
+    """Arrays of one shape, as float32."""
+    return [np.asarray(x, np.float32) for x in np.broadcast_arrays(*arrays)]
+
+
 def estimate(horizon: float, variance: Any, signal: Any, size: Any = 10, **kwargs: Any) -> Any:
     """The estimate of one run as floats, from variance and debiased signal."""
     variance, signal, size = np.broadcast_arrays(*map(np.float64, (variance, signal, size)))
-    columns = (x.astype(np.float32) for x in (variance, signal + variance / size, size))
-    found = noise_scale_estimate(track(horizon, *columns), **kwargs)
+    run = columns(variance, signal + variance / size, size)
+    found = noise_scale_estimate(track(horizon, *run), **kwargs)
     return NoiseScaleEstimate(*(np.asarray(x).item() for x in found))
 
 
@@ -97,7 +102,7 @@ def test_the_ends_are_t_standard_errors_of_the_jackknife_away(steps: int) -> Non
 
 
 def test_blocks_that_were_merged_are_sums_of_neighbours() -> None:
-    state = track(1e6, *np.float32([range(1, 34), [100] * 33, [10] * 33]))
+    state = track(1e6, *columns(np.arange(1, 34), 100, 10))
     assert int(state.blocks_used) == NUM_BLOCKS // 2 + 1
     pairs = [10 * (i + i + 1) for i in range(1, 33, 2)]
     np.testing.assert_allclose(state.noise_sums[:17, 0], [*pairs, 330])
@@ -166,7 +171,7 @@ def test_the_table_of_the_reference(group: int, number: int) -> None:
     closed = math.sqrt(4 * scale / dimensions / size + both + both / (number - 1))
     assert sd_signal == pytest.approx(closed, rel=0.02)
     assert (signal < 0).mean() == pytest.approx(negative, abs=0.01)
-    found = noise_scale_estimate(track(1e9, *np.float32([variance, square, np.full(draws, size)])))
+    found = noise_scale_estimate(track(1e9, *columns(variance, square, size)))
     # The standard error of the ratio is sd_signal/√draws: 0.6 % to 0.8 % at B = 32.
     assert float(found.noise_scale) == pytest.approx(400, rel=0.02)
     assert found.low < 400 < found.high
@@ -188,7 +193,7 @@ def test_the_interval_covers_the_noise_scale(share: float, dimensions: int, step
     truth = size / share
     rng = np.random.default_rng(int(100 * share) + dimensions + steps)
     variance, square = gaussian(rng, (runs, steps), size, size, dimensions, truth)
-    found = intervals(16 * 500.0, *np.float32([variance, square]), np.float32(size))
+    found = intervals(16 * 500.0, *columns(variance, square), np.float32(size))
     known = np.asarray(found.known)
     wrong = known & ~((np.asarray(found.low) <= truth) & (truth <= np.asarray(found.high)))
     assert wrong.mean() <= 0.07
@@ -201,7 +206,7 @@ def test_the_gate_opens_on_pure_noise_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     variance = 50 * rng.chisquare(150, (4000, 100)) / 150
     square = 50 / 16 * rng.chisquare(10, (4000, 100)) / 10
-    found = intervals(1600.0, *np.float32([variance, square]), np.float32(16))
+    found = intervals(1600.0, *columns(variance, square), np.float32(16))
     # One-sided 2.5 %: the standard error of 4000 runs is a quarter of a point.
     assert np.asarray(found.known).mean() <= 0.035
     assert np.isnan(found.noise_scale).mean() >= 0.965
@@ -229,9 +234,10 @@ def test_steps_without_evidence_are_counted_and_change_nothing_else() -> None:
 
 def test_every_layer_is_tracked_by_itself() -> None:
     rng = np.random.default_rng(3)
-    tx, host = track_noise_scale(1e6, per_layer=True), {}
+    tx = track_noise_scale(1e6, per_layer=True)
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-    state, samples = tx.init(params), {"w": [], "b": []}
+    state = tx.init(params)
+    samples: dict[str, list[Any]] = {"w": [], "b": []}
     for _ in range(12):
         host = {k: rng.normal(size=(6, *np.shape(p))) + 2 for k, p in params.items()}
         grads, stats = adaoptax.stats_from_groups(

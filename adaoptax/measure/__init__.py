@@ -10,6 +10,7 @@ from adaoptax.measure.inner_products import inner_products
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
 from adaoptax.measure.preconditioner import adam_preconditioner
+from adaoptax.measure.variance_along import variance_along
 
 __all__ = [
     "MicroSteps",
@@ -28,4 +29,5 @@ __all__ = [
     "micro_steps",
     "per_example",
     "per_example_moments",
+    "variance_along",
 ]

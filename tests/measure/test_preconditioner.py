@@ -22,7 +22,9 @@ from adaoptax import measure, value_grad_and_stats
 from adaoptax.measure import adam_preconditioner, every, exact, groups, inner_products, per_example
 
 ALL = ("norm", "inner", "coordinate")
+STACKED = (*ALL, "leave-one-out")
 ROWS = 12
+SCALARS = [name for name in adaoptax.GradientStats._fields if name != "coordinate_variance"]
 
 
 def rescaled(loss: Any, roots: Any) -> Any:
@@ -45,16 +47,16 @@ def in_z(params: Any, roots: Any) -> Any:
 
 def assert_same_stats(got: Any, expected: Any, rtol: float = 2e-5) -> None:
     """All scalars; the coordinates of one are those of the other times P, tested elsewhere."""
-    for name in ("num_examples", "num_groups", "sq_norm", "variance", "inner_product_variance"):
+    for name in SCALARS:
         ours, theirs = getattr(got, name), getattr(expected, name)
         assert (ours is None) == (theirs is None), name
         if ours is not None:
             np.testing.assert_allclose(ours, theirs, rtol=rtol, err_msg=name)
 
 
-METHODS = {
-    "per_example": (per_example(statistics=ALL), None),
-    "per_example in chunks": (per_example(5, statistics=ALL), None),
+METHODS: dict[str, tuple[Any, Any]] = {
+    "per_example": (per_example(statistics=STACKED), None),
+    "per_example in chunks": (per_example(5, statistics=STACKED), None),
     "groups": (groups(4, statistics=("norm", "coordinate")), None),
     "groups of norms": (groups(3), None),
     "inner_products": (inner_products(groups(4)), None),
@@ -73,7 +75,7 @@ def test_equals_measuring_the_rescaled_problem(name: str, masked: bool) -> None:
     method, other = METHODS[name]
     params, batch = mlp(ROWS)
     roots = some_roots(params)
-    mask = np.float32(np.arange(ROWS) < 8) if masked else None
+    mask: Any = np.float32(np.arange(ROWS) < 8) if masked else None
     if masked and "inner_products" in name:
         mask = np.ones(ROWS, np.float32)
     run = jax.jit(value_grad_and_stats(mlp_loss, method))
@@ -201,7 +203,7 @@ def test_complex_parameters() -> None:
     rng = np.random.default_rng(0)
     x = np.float32(rng.normal(size=(8, 3)))
     w = np.complex64(rng.normal(size=3) + 1j * rng.normal(size=3))
-    roots = np.float32([2.0, 0.5, 1.0])
+    roots = np.array([2.0, 0.5, 1.0], np.float32)
     loss = lambda w, x: jnp.mean(jnp.abs(x @ w - 1) ** 2)
     _, _, stats = value_grad_and_stats(loss, per_example())(w, x, preconditioner=roots**2)
     _, _, expected = value_grad_and_stats(rescaled(loss, roots), per_example())(w / roots, x)
@@ -252,17 +254,20 @@ def test_micro_steps(method: Any) -> None:
 def test_merging_and_group_gradients() -> None:
     rng = np.random.default_rng(0)
     gradients = {"a": np.float32(rng.normal(size=(10, 3))), "b": np.float32(rng.normal(size=10))}
-    roots = {"a": np.float32([0.1, 1, 10]), "b": np.float32(2)}
+    roots = {"a": np.array([0.1, 1, 10], np.float32), "b": np.float32(2)}
     metric = squared(roots)
     of = functools.partial(
-        adaoptax.stats_from_groups, group_size=2, statistics=ALL, preconditioner=metric
+        adaoptax.stats_from_groups, group_size=2, statistics=STACKED, preconditioner=metric
     )
     scaled = jax.tree.map(np.multiply, roots, gradients)
     _, whole = of(gradients)
-    assert_same_stats(whole, adaoptax.stats_from_groups(scaled, group_size=2, statistics=ALL)[1])
+    assert_same_stats(
+        whole, adaoptax.stats_from_groups(scaled, group_size=2, statistics=STACKED)[1]
+    )
     parts = [of(jax.tree.map(lambda x, s=s: x[s], gradients)) for s in (slice(4), slice(4, 10))]
     _, merged = adaoptax.merge_stats(*parts[0], *parts[1], preconditioner=metric)
-    assert_same_stats(merged._replace(inner_product_variance=whole.inner_product_variance), whole)
+    no_products: Any = {"inner_product_variance": None, "leave_one_out_variance": None}
+    assert_same_stats(merged, whole._replace(**no_products))
 
 
 ROOTS = some_roots(PARAMS, seed=5)
@@ -322,7 +327,7 @@ def test_on_a_mesh_under_plain_jit(method: Any, kind: Any) -> None:
 def test_gradients_on_an_axis() -> None:
     rng = np.random.default_rng(0)
     local = np.float32(rng.normal(size=(8, 3)))
-    metric = np.float32([0.1, 1, 10])
+    metric = np.array([0.1, 1, 10], np.float32)
     fn = lambda g: adaoptax.stats_from_axis(g, "data", 4, preconditioner=metric)
     _, stats = jax.vmap(fn, out_axes=None, axis_name="data")(local)
     _, expected = adaoptax.stats_from_groups(local * np.sqrt(metric), 4, statistics=("norm",))
