@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import adaoptax
 from adaoptax import GradientStats
 from adaoptax.noise_tracker import (
-    MIN_BLOCKS,
     NUM_BLOCKS,
     NoiseScaleEstimate,
     noise_scale_by_layer,
@@ -135,8 +134,8 @@ def test_the_units_of_the_loss_do_not_matter(seed: int, unit: float) -> None:
 def test_no_number_before_eight_blocks_nor_for_a_signal_in_the_noise() -> None:
     for steps in range(1, 10):
         found = estimate(1e6, 6.0, np.full(steps, 2.0))
-        assert found.known == (steps >= MIN_BLOCKS)
-        assert math.isnan(found.noise_scale) == (steps < MIN_BLOCKS)
+        assert found.known == (steps >= 8)
+        assert math.isnan(found.noise_scale) == (steps < 8)
     for signal in (np.tile([-1.0, 1.2], 10), np.full(20, -1.0)):
         found = estimate(1e6, 6.0, signal)
         assert not found.known

@@ -12,6 +12,14 @@ the preconditioned optimizer if it is fed with the statistics of :math:`P^{1/2} 
 :math:`\lVert g \rVert_P^2 = g^\top P g`, the variance :math:`\operatorname{tr} P \Sigma`, inner
 products :math:`g_i^\top P g`. No square root is taken to measure them, and the gradient that the
 optimizer gets stays as it is.
+
+Tests that decide by statistics alone work unchanged, `coordinate_test` too (the ratio of noise and
+signal of one coordinate has no units; `coordinate_variance` is that of the gradient as it is). What
+takes norms of a gradient or an update by itself, such as `proximal_test` and `averaged_gradient`,
+would compare lengths in two metrics: measure for these without a preconditioner.
+
+With the diagonal of the Hessian for P the noise scale is McCandlish's
+:math:`\operatorname{tr}(H \Sigma) / G^\top H G` instead of its simple form.
 """
 
 from typing import Any
