@@ -249,7 +249,8 @@ def noise_scale_estimate(opt_state: Any, *, level: Any = 0.95) -> NoiseScaleEsti
             the horizon; where it does, the interval is wider.
 
     Returns:
-        A `NoiseScaleEstimate` of scalars. Works inside `jax.jit`.
+        A `NoiseScaleEstimate` of scalars. Works inside `jax.jit`; of a state that is vmapped (over
+        seeds, say) under `jax.vmap`.
 
     Raises:
         ValueError: If there is no tracker in `opt_state`, or more than one; if `level` is not
