@@ -40,9 +40,16 @@ def total(fn: Callable[..., jax.Array], *trees: ArrayTree) -> jax.Array:
     return sum(parts[1:], start=parts[0]) if parts else jnp.zeros([], jnp.float32)
 
 
-def sq_norm(tree: ArrayTree) -> jax.Array:
-    """Squared Euclidean norm over all leaves."""
-    return total(squared_modulus, tree)
+def sq_norm(tree: ArrayTree, metric: ArrayTree | None = None) -> jax.Array:
+    """Squared norm over all leaves: Euclidean, or Σ P |x|² in a `metric` P like `tree`."""
+    return weighed_total(jax.tree.map(squared_modulus, tree), metric)
+
+
+def weighed_total(tree: ArrayTree, metric: ArrayTree | None) -> jax.Array:
+    """Sum over all leaves, each entry times that of `metric` if there is one."""
+    if metric is None:
+        return total(lambda x: x, tree)
+    return total(lambda x, p: x * p.astype(x.dtype), tree, metric)
 
 
 def select(condition: jax.Array, on_true: ArrayTree, on_false: ArrayTree) -> ArrayTree:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 
 
@@ -41,6 +42,11 @@ class GradientStats(NamedTuple):
         leave_one_out_variance: :math:`\frac{m}{n-1} \sum_k (p_k' - \bar p')^2`, the unbiased
             variance of :math:`p_k' = \langle h_k, g_{-k} \rangle`, the inner product with the mean
             of the other groups (`measure.leave_one_out`); None unless asked for.
+
+    **With a preconditioner** P (`value_grad_and_stats`) the squared norm is :math:`g^\top P g`, the
+    variance :math:`\operatorname{tr} P \Sigma`, and inner products are :math:`g_i^\top P g`: those
+    of :math:`P^{1/2} g_i`. `coordinate_variance` remains that of the gradient as it is, whose sum
+    *times P* is then the variance.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
@@ -162,7 +168,12 @@ def measured(stats: GradientStats) -> jax.Array:
 
 
 def merge_stats(
-    grads_a: ArrayTree, stats_a: GradientStats, grads_b: ArrayTree, stats_b: GradientStats
+    grads_a: ArrayTree,
+    stats_a: GradientStats,
+    grads_b: ArrayTree,
+    stats_b: GradientStats,
+    *,
+    preconditioner: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats]:
     r"""Gradient and statistics of the union of two disjoint batches.
 
@@ -182,6 +193,7 @@ def merge_stats(
         stats_a: Its statistics.
         grads_b: Mean gradient of the second batch.
         stats_b: Its statistics.
+        preconditioner: The one that both were measured with, if they were.
 
     Returns:
         ``(grads, stats)`` of the union. `inner_product_variance` is None, since the inner products
@@ -201,6 +213,7 @@ def merge_stats(
         Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample
         Variances, 1979.
     """
+    metric = as_metric(preconditioner, grads_a)
     size = stats_a.num_examples + stats_b.num_examples
     groups = _groups_beside(stats_a, stats_b) + _groups_beside(stats_b, stats_a)
     share_b = jnp.where(size > 0, stats_b.num_examples / jnp.where(size > 0, size, 1), 0)
@@ -221,8 +234,8 @@ def merge_stats(
     stats = GradientStats(
         num_examples=size,
         num_groups=groups,
-        sq_norm=_tree.sq_norm(merged),
-        variance=pooled(stats_a.variance, stats_b.variance, _tree.sq_norm(differences)),
+        sq_norm=_tree.sq_norm(merged, metric),
+        variance=pooled(stats_a.variance, stats_b.variance, _tree.sq_norm(differences, metric)),
         coordinate_variance=coordinates,
     )
     return jax.tree.map(lambda m, a: m.astype(jnp.result_type(a)), merged, grads_a), stats
@@ -273,6 +286,18 @@ def require_inner_product_variance(stats: GradientStats) -> jax.Array:
             " from your own gradients with adaoptax.stats_from_groups(...)."
         )
     return stats.inner_product_variance
+
+
+def require_coordinate_variance(stats: GradientStats) -> ArrayTree:
+    """`coordinate_variance`, or a ValueError that names the methods that measure it."""
+    if stats.coordinate_variance is None:
+        raise ValueError(
+            "Expected stats.coordinate_variance, got None: these statistics were measured without"
+            " it. Measure with per_example(statistics=('norm', 'coordinate')) or groups(n,"
+            " statistics=('norm', 'coordinate')) of adaoptax.measure, or form them with"
+            " adaoptax.stats_from_groups(..., statistics=('norm', 'coordinate'))."
+        )
+    return stats.coordinate_variance
 
 
 def require_leave_one_out_variance(stats: GradientStats) -> jax.Array:

@@ -27,6 +27,7 @@ from adaoptax.batch_tests import (
     proximal_inner_product_test,
     proximal_test,
 )
+from adaoptax.noise_tracker import TrackNoiseScaleState, track_noise_scale
 from adaoptax.scaling import LipschitzDescentState, lipschitz_descent
 from adaoptax.schedules import scale_by_schedule_over_examples
 
@@ -185,6 +186,10 @@ TRANSFORMATIONS.update(
             optimizes=True,
             static=("schedule",),
         ),
+        "track_noise_scale": Entry(track_noise_scale, {"horizon": 1000.0}),
+        "track_noise_scale layers": Entry(
+            track_noise_scale, {"horizon": 1000.0, "per_layer": True}
+        ),
         "skip_nonfinite adam": Entry(skipping_adam, {"learning_rate": 0.1}, optimizes=True),
     }
 )
@@ -302,6 +307,7 @@ HELD: dict[type, tuple[str, ...]] = {
         "steps_skipped",
     ),
     adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+    TrackNoiseScaleState: TrackNoiseScaleState._fields,
     LipschitzDescentState: ("searches_failed", "steps_skipped"),
 }
 

@@ -9,7 +9,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.framework import SIGNALS, Formula, Terms, batch_test
-from adaoptax.stats import GradientStats, ratio
+from adaoptax.stats import GradientStats, ratio, require_coordinate_variance
 
 
 def coordinate_test(
@@ -91,7 +91,7 @@ def coordinate_test(
             return sq - v / stats.num_examples if signal == "debiased" else sq
 
         is_masked = lambda x: isinstance(x, optax.MaskedNode)
-        variance = _require_coordinate_variance(stats)
+        variance = require_coordinate_variance(stats)
         sq_signal = jax.tree.map(of_coordinates, grads, variance, is_leaf=is_masked)
         keep = lambda s, v: s if is_masked(s) else v
         return Terms(jax.tree.map(keep, sq_signal, variance, is_leaf=is_masked), sq_signal)
@@ -139,14 +139,3 @@ def energy_quantile(terms: Terms, coverage: Any) -> jax.Array:
     sq_signal = _tree.total(lambda s: s, terms.signal)
     # Σs ≤ 0: no signal at all, whatever single coordinates say by luck.
     return jnp.where(sq_signal > 0, quantile, ratio(noise, sq_signal))
-
-
-def _require_coordinate_variance(stats: GradientStats) -> ArrayTree:
-    if stats.coordinate_variance is None:
-        raise ValueError(
-            "Expected stats.coordinate_variance, got None: these statistics were measured without"
-            " it. Measure with per_example(statistics=('norm', 'coordinate')) or groups(n,"
-            " statistics=('norm', 'coordinate')) of adaoptax.measure, or form them with"
-            " adaoptax.stats_from_groups(..., statistics=('norm', 'coordinate'))."
-        )
-    return stats.coordinate_variance

@@ -1,13 +1,13 @@
 """The noise scale over a run and how well it is known: ratios of means with intervals."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from adaoptax import _validate
+from adaoptax.ratio_interval import check_level, ratio_interval
 
 
 class NoiseWindow(NamedTuple):
@@ -87,17 +87,15 @@ def noise_windows(
     """
     _validate.count("num_windows", num_windows, 1, "it is the number of parts of the run.")
     _validate.count("min_steps", min_steps, 3, "a scatter needs some steps; 8 or more is usual.")
-    if not 0 < level < 1:
-        raise ValueError(f"Expected 0 < level < 1, got level={level!r}: 0.95 is usual.")
+    check_level(level)
     sizes = np.array([record["batch_size"] for record in records], float)
     variance, signal = _numbers(records, "variance"), _numbers(records, "signal")
     known = np.isfinite(variance) & np.isfinite(signal) & (sizes > 0)
     windows = []
     for first, last in _cuts(sizes, known, num_windows, min_steps):
         chosen = first + np.flatnonzero(known[first : last + 1])
-        t = _student(level, len(chosen) - 1)
-        estimate = _ratio_of_means(sizes[chosen], variance[chosen], signal[chosen], t)
-        windows.append(NoiseWindow(first, last, len(chosen), *estimate))
+        estimate = ratio_interval(sizes[chosen], variance[chosen], signal[chosen], level, np)
+        windows.append(NoiseWindow(first, last, len(chosen), *map(float, estimate)))
     return windows
 
 
@@ -122,30 +120,3 @@ def _cuts(
     if cuts and first < len(sizes):
         cuts[-1] = cuts[-1][0], len(sizes) - 1
     return cuts
-
-
-def _ratio_of_means(
-    weights: np.ndarray, above: np.ndarray, below: np.ndarray, t: float
-) -> tuple[float, float, float]:
-    """Ratio of the weighted means and Fieller's interval; NaN where it has no upper end."""
-    a, b = np.average([above, below], axis=1, weights=weights)
-    scatter = weights / weights.sum() * np.array([above - a, below - b])
-    aa, ab, bb = (scatter @ scatter.T)[[0, 0, 1], [0, 1, 1]] * t**2 * len(above) / (len(above) - 1)
-    square = b * b - bb
-    if not (b > 0 and square > 0):
-        return math.nan, math.nan, math.nan
-    middle = a * b - ab
-    half = math.sqrt(max(middle * middle - square * (a * a - aa), 0))
-    return a / b, max((middle - half) / square, 0.0), (middle + half) / square
-
-
-def _student(level: float, freedom: int) -> float:
-    """Two-sided quantile of Student's t, by the Cornish-Fisher series (1 % at 3, 0.01 % at 9)."""
-    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))

@@ -9,11 +9,13 @@ from adaoptax.measure.groups import groups
 from adaoptax.measure.inner_products import inner_products
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
+from adaoptax.measure.preconditioner import adam_preconditioner
 from adaoptax.measure.variance_along import variance_along
 
 __all__ = [
     "MicroSteps",
     "MicroStepsState",
+    "adam_preconditioner",
     "devices",
     "directional",
     "every",

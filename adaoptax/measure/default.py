@@ -52,7 +52,9 @@ def default_method(
 def _exact_is_cheap(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> bool:
     try:
         check_separable(loss, params, batch, args)
-        predicted = explain_loss(loss, params, batch, args, ("norm",))
+        # In a metric exact takes the variance coordinate by coordinate.
+        wanted = "norm" if loss.metric is None else "coordinate"
+        predicted = explain_loss(loss, params, batch, args, (wanted,))
     except (TypeError, ValueError):
         # What exact refuses, groups may well measure; and a broken loss breaks there too.
         return False

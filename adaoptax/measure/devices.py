@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree, _validate
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
 from adaoptax.measure.gradient_only import GradientOnly
@@ -39,6 +40,7 @@ def stats_from_axis(
     local_stats: GradientStats | None = None,
     statistics: tuple[str, ...] = ("norm",),
     centred: bool = False,
+    preconditioner: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats]:
     r"""Mean gradient and statistics from the local gradients of the devices on an axis.
 
@@ -68,6 +70,8 @@ def stats_from_axis(
             with that between devices: J devices with k groups give J·k − 1 degrees of freedom.
         statistics: ``("norm",)`` or ``("norm", "coordinate")``; the latter doubles the all-reduce.
         centred: Whether to spend a second, scalar all-reduce for precision.
+        preconditioner: As in `value_grad_and_stats`, equal on all devices; `local_stats` are
+            measured with it, too.
 
     Returns:
         ``(grads, stats)``, equal on all devices: the mean over all examples, in the dtype of
@@ -100,7 +104,14 @@ def stats_from_axis(
         )
     local = Local(local_grads, local_batch_size, local_batch_size, local_stats)
     equal = _validate.is_number(local_batch_size) and local_stats is None
-    grads, stats, _ = pool(local, axis_name, equal=equal, coordinate=coordinate, centred=centred)
+    grads, stats, _ = pool(
+        local,
+        axis_name,
+        equal=equal,
+        coordinate=coordinate,
+        centred=centred,
+        metric=as_metric(preconditioner, local_grads),
+    )
     return jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), grads, local_grads), stats
 
 
@@ -172,6 +183,7 @@ class Devices:
                 coordinate=coordinate,
                 centred=self.centred,
                 add_up=self.add_up,
+                metric=loss.metric,
             )
             counts = self.add_up(counts, axes_of(self.axis_name)) if counts else counts
             aux = join_aux(aux, grows, (averages, counts, of_rows))

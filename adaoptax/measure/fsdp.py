@@ -158,6 +158,12 @@ class _Fsdp:
                     " device's gradient is taken inside the loss, which knows of no padding. Drop"
                     " incomplete batches, or measure with devices(axis_name)."
                 )
+            if loss.metric is not None:
+                raise ValueError(
+                    "Expected preconditioner=None with adaoptax.measure.fsdp, got one: the norm of"
+                    " a device's gradient is taken layer by layer where no device holds the whole"
+                    " preconditioner. Measure with devices(axis_name), or without it."
+                )
             devices, axes = check_bound(self.axis_name), axes_of(self.axis_name)
             rows = count_rows(batch)
             if loss.key_argnums:
@@ -230,8 +236,8 @@ def fsdp(axis_name: AxisName, specs: ArrayTree) -> _Fsdp:
 
     Returns:
         A method for `value_grad_and_stats`. It raises NameError if `axis_name` is not bound, and
-        ValueError for a mask, for specs that do not tell how the parameters lie (seen with
-        ``check_vma=True``), or for gradients of single examples.
+        ValueError for a mask, a preconditioner, specs that do not tell how the parameters lie
+        (seen with ``check_vma=True``), or gradients of single examples.
 
     Examples:
         >>> import adaoptax, jax, jax.numpy as jnp

@@ -29,7 +29,7 @@ class GradientOnly:
             else:
                 out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
                 num_examples = weights.totals().num_examples
-            return out, grads, without_noise(grads, num_examples, num_groups=0)
+            return out, grads, without_noise(grads, num_examples, 0, loss.metric)
 
         return measure
 
@@ -52,9 +52,11 @@ def gradient_of_rows(
     return (value, aux), grads, GroupWeights(weight, weight**2)
 
 
-def without_noise(grads: ArrayTree, num_examples: Any, num_groups: Any) -> GradientStats:
+def without_noise(
+    grads: ArrayTree, num_examples: Any, num_groups: Any, metric: ArrayTree | None
+) -> GradientStats:
     """Statistics of a gradient whose noise is not known."""
     dtype = _tree.scalar_dtype(grads)
     scalar = lambda number: jnp.asarray(number, dtype)
-    sq_norm = _tree.sq_norm(grads).astype(dtype)
+    sq_norm = _tree.sq_norm(grads, metric).astype(dtype)
     return GradientStats(scalar(num_examples), scalar(num_groups), sq_norm, scalar(jnp.nan))

@@ -88,18 +88,19 @@ def measure_groups(
         group = (jax.tree.map(first, chunk[0]), chunk[1][0], loss.map_keys(first, chunk[2]))
         return jax.tree.map(lambda x: jnp.asarray(x)[None], grad(params, *group))
 
-    coordinate = "coordinate" in statistics
+    coordinate, metric = "coordinate" in statistics, loss.metric
     grad_shapes = jax.eval_shape(differentiate, 0)[1]
     products, squares = None, None
     needs_products = "inner" in statistics or "leave-one-out" in statistics
 
     def against_mean(grads: ArrayTree, mean: ArrayTree) -> tuple[jax.Array, jax.Array | None]:
-        squares = m.sq_deviations(grads, mean) if "leave-one-out" in statistics else None
-        return m.centred_inner_products(grads, mean), squares
+        wanted = "leave-one-out" in statistics
+        squares = m.sq_deviations(grads, mean, metric) if wanted else None
+        return m.centred_inner_products(grads, mean, metric), squares
 
     if num_chunks == 1:
         values, grads = differentiate(0)
-        moments = m.chunk_moments(grads, weights.weight[0], coordinate)
+        moments = m.chunk_moments(grads, weights.weight[0], coordinate, metric)
         if needs_products:
             products, squares = against_mean(grads, moments.mean)
     else:
@@ -107,8 +108,8 @@ def measure_groups(
 
         def step(moments: m.Moments, i: Any) -> tuple[m.Moments, Any]:
             values, grads = differentiate(i)
-            chunk = m.chunk_moments(grads, weights.weight[i], coordinate)
-            return m.add_chunk(moments, chunk, before[i], chunk_weight[i]), values
+            chunk = m.chunk_moments(grads, weights.weight[i], coordinate, metric)
+            return m.add_chunk(moments, chunk, before[i], chunk_weight[i], metric), values
 
         bound = None if mask is None or not stop_early else _last_real(chunk_weight)
         moments, values = _scan(step, m.zero_moments(params, coordinate), num_chunks, bound)
@@ -128,7 +129,7 @@ def measure_groups(
     if squares is not None:
         zero = lambda x: jnp.where(weights.weight > 0, x, 0)  # padding may hold NaN
         others = m.leave_one_out_scatter(zero(products), zero(squares), weights.weight)
-    stats = m.to_stats(moments, weights.totals(), scatter, others)
+    stats = m.to_stats(moments, weights.totals(), scatter, others, metric=metric)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:

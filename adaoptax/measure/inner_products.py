@@ -12,6 +12,7 @@ from adaoptax.measure.devices import Devices, keys_of_device
 from adaoptax.measure.directional import products_of_rows
 from adaoptax.measure.gradient_only import gradient_of_rows, without_noise
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
+from adaoptax.measure.moments import in_metric
 from adaoptax.measure.rows import check_mask, count_rows
 from adaoptax.measure.varying import axes_of
 
@@ -30,9 +31,8 @@ class _InnerProducts:
                 )
             if self.variance is None:
                 out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
-                stats = without_noise(
-                    grads, weights.totals().num_examples, weights.totals().num_groups
-                )
+                totals = weights.totals()
+                stats = without_noise(grads, totals.num_examples, totals.num_groups, loss.metric)
             else:
                 out, grads, stats = self.variance(loss)(params, batch, args, mask)
             add_up = lambda tree: tree
@@ -40,7 +40,8 @@ class _InnerProducts:
                 axes = axes_of(self.variance.axis_name)
                 add_up = lambda tree: jax.lax.psum(tree, axes)
                 args = keys_of_device(loss, args, axes)
-            products = products_of_rows(loss, params, batch, grads, args, mask)
+            direction = in_metric(grads, loss.metric)
+            products = products_of_rows(loss, params, batch, direction, args, mask)
             weight = jnp.ones(num_rows) if mask is None else check_mask(mask, num_rows)
             variance = variance_of_rows(products, weight.astype(products.dtype), add_up)
             return out, grads, stats._replace(inner_product_variance=variance)

@@ -19,12 +19,14 @@ class Loss(NamedTuple):
         has_aux: Whether `fn` returns `aux`.
         key_argnums: Positions (counted in `fn`) of the random keys.
         due: Whether this step is to be measured, for `measure.every`; None if nobody said.
+        metric: Pytree like the parameters, P: norms are Σ P |g|² then, see `as_metric`; or None.
     """
 
     fn: Callable[..., Any]
     has_aux: bool
     key_argnums: tuple[int, ...]
     due: Any = None
+    metric: ArrayTree | None = None
 
     def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import grows_with_batch
@@ -39,14 +40,15 @@ class MicroSteps(NamedTuple):
     Attributes:
         init: ``init(params, batch, *args)`` → state of no micro-batch. `batch` is one micro-batch,
             of which only shapes are read.
-        add: ``add(state, params, batch, *args, mask=None)`` → state with one more micro-batch.
-        finish: ``finish(state, params)`` → ``(loss, grads, stats)``, or
+        add: ``add(state, params, batch, *args, mask=None, preconditioner=None)`` → state with one
+            more micro-batch.
+        finish: ``finish(state, params, preconditioner=None)`` → ``(loss, grads, stats)``, or
             ``((loss, aux), grads, stats)``.
     """
 
     init: Callable[..., MicroStepsState]
     add: Callable[..., MicroStepsState]
-    finish: Callable[[MicroStepsState, ArrayTree], Any]
+    finish: Callable[..., Any]
 
 
 def micro_steps(
@@ -114,10 +116,10 @@ def micro_steps(
     loss = make_loss(loss_fn, has_aux, key_argnums)
     if method is None:
         m.check_statistics(statistics, ("norm", "coordinate"), "micro_steps")
-        measure = _one_group(loss, "coordinate" in statistics)
+        measure = _one_group("coordinate" in statistics)
     else:
         _check_mergeable(method, statistics)
-        measure = _by_method(loss, method)
+        measure = _by_method(method)
 
     def init(params: ArrayTree, batch: ArrayTree, *args: Any) -> MicroStepsState:
         loss.check_keys(args)
@@ -128,21 +130,28 @@ def micro_steps(
         )
         coordinate = "coordinate" in statistics
         if method is not None:
-            part = jax.eval_shape(lambda p, b: measure(p, b, args, None), params, batch)
+            part = jax.eval_shape(lambda p, b: measure(loss, p, b, args, None), params, batch)
             coordinate = part.moments.coordinate_scatter is not None
         totals = m.GroupWeights(none, none).totals()
         return MicroStepsState(m.zero_moments(params, coordinate), totals, values)
 
     def add(
-        state: MicroStepsState, params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None
+        state: MicroStepsState,
+        params: ArrayTree,
+        batch: ArrayTree,
+        *args: Any,
+        mask: Any = None,
+        preconditioner: ArrayTree | None = None,
     ) -> MicroStepsState:
         loss.check_keys(args)
         if mask is not None:
             mask = check_mask(mask, count_rows(batch))
-        part = channels_last(lambda: measure(params, batch, args, mask))()
+        metric = as_metric(preconditioner, params)
+        described = loss._replace(metric=metric)
+        part = channels_last(lambda: measure(described, params, batch, args, mask))()
         new, before = part.totals, state.totals
         return MicroStepsState(
-            moments=m.add_chunk(state.moments, part.moments, before.weight, new.weight),
+            moments=m.add_chunk(state.moments, part.moments, before.weight, new.weight, metric),
             totals=jax.tree.map(lambda a, b: a + b.astype(a.dtype), before, new),
             values=jax.tree.map(
                 lambda total, x: total + jnp.where(new.weight > 0, _weighed(x, new.weight), 0),
@@ -151,7 +160,9 @@ def micro_steps(
             ),
         )
 
-    def finish(state: MicroStepsState, params: ArrayTree) -> Any:
+    def finish(
+        state: MicroStepsState, params: ArrayTree, preconditioner: ArrayTree | None = None
+    ) -> Any:
         examples = state.totals.weight
         mean = lambda x: x / jnp.where(examples > 0, examples, 1).astype(x.dtype)
         value, aux = jax.tree.map(
@@ -159,15 +170,19 @@ def micro_steps(
         )
         value = jnp.where(examples > 0, value, jnp.nan)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), state.moments.mean, params)
-        return ((value, aux) if has_aux else value), grads, m.to_stats(state.moments, state.totals)
+        metric = as_metric(preconditioner, params)
+        stats = m.to_stats(state.moments, state.totals, metric=metric)
+        return ((value, aux) if has_aux else value), grads, stats
 
     return MicroSteps(init, add, finish)
 
 
-def _one_group(loss: Loss, coordinate: bool) -> Callable[..., MicroStepsState]:
-    """``f(params, batch, args, mask)`` → the micro-batch as one group."""
+def _one_group(coordinate: bool) -> Callable[..., MicroStepsState]:
+    """``f(loss, params, batch, args, mask)`` → the micro-batch as one group."""
 
-    def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> MicroStepsState:
+    def measure(
+        loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
+    ) -> MicroStepsState:
         weight = jnp.ones(count_rows(batch), _tree.scalar_dtype(params))
         if mask is not None:
             weight = mask.astype(weight.dtype)
@@ -175,16 +190,18 @@ def _one_group(loss: Loss, coordinate: bool) -> Callable[..., MicroStepsState]:
         values, grads = gradient(params, batch, weight, args)
         weights = m.GroupWeights(jnp.sum(weight)[None], jnp.sum(weight**2)[None])
         stacked = jax.tree.map(lambda h: jnp.asarray(h)[None], grads)
-        moments = m.chunk_moments(stacked, weights.weight, coordinate)
+        moments = m.chunk_moments(stacked, weights.weight, coordinate, loss.metric)
         return MicroStepsState(moments, weights.totals(), values)
 
     return measure
 
 
-def _by_method(loss: Loss, method: Method) -> Callable[..., MicroStepsState]:
-    """``f(params, batch, args, mask)`` → the groups that `method` measures in a micro-batch."""
+def _by_method(method: Method) -> Callable[..., MicroStepsState]:
+    """``f(loss, params, batch, args, mask)`` → the groups that `method` measures of it."""
 
-    def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> MicroStepsState:
+    def measure(
+        loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
+    ) -> MicroStepsState:
         values, grads, stats = method(loss)(params, batch, args, mask)
         if (stats.inner_product_variance, stats.leave_one_out_variance) != (None, None):
             raise ValueError(_INNER.format(method=method))

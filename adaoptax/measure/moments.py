@@ -99,8 +99,8 @@ class Moments(NamedTuple):
 
     Attributes:
         mean: pytree like the parameters, at least float32.
-        scatter: Σ W_j ‖h_j − mean‖².
-        coordinate_scatter: the same per coordinate, or None.
+        scatter: Σ W_j ‖h_j − mean‖², in the metric of a preconditioner if there is one.
+        coordinate_scatter: the same per coordinate, without a metric, or None.
     """
 
     mean: ArrayTree
@@ -123,7 +123,9 @@ def zero_moments(params: ArrayTree, coordinate: bool) -> Moments:
     )
 
 
-def chunk_moments(group_grads: ArrayTree, weight: jax.Array, coordinate: bool) -> Moments:
+def chunk_moments(
+    group_grads: ArrayTree, weight: jax.Array, coordinate: bool, metric: ArrayTree | None = None
+) -> Moments:
     """Moments of a chunk of groups whose gradients are stacked on axis 0; `weight` is [c]."""
     if weight.shape[0] == 1 and not coordinate:  # one group is its own mean, without scatter
         mean = jax.tree.map(lambda h: _tree.widen(h[0]), group_grads)
@@ -137,15 +139,20 @@ def chunk_moments(group_grads: ArrayTree, weight: jax.Array, coordinate: bool) -
     mean = jax.tree.map(lambda h: jnp.sum(_rows(share, h) * h, axis=0), stacked)
     weighted_square = lambda h, g: _rows(weight, h) * _tree.squared_modulus(h - g)
     if not coordinate:
-        return Moments(mean, _tree.total(weighted_square, stacked, mean), None)
+        squares = jax.tree.map(weighted_square, stacked, mean)
+        return Moments(mean, _tree.weighed_total(squares, metric), None)
     coordinate_scatter = jax.tree.map(
         lambda h, g: jnp.sum(weighted_square(h, g), axis=0), stacked, mean
     )
-    return Moments(mean, _tree.total(lambda x: x, coordinate_scatter), coordinate_scatter)
+    return Moments(mean, _tree.weighed_total(coordinate_scatter, metric), coordinate_scatter)
 
 
 def add_chunk(
-    moments: Moments, chunk: Moments, weight_before: jax.Array, weight: jax.Array
+    moments: Moments,
+    chunk: Moments,
+    weight_before: jax.Array,
+    weight: jax.Array,
+    metric: ArrayTree | None = None,
 ) -> Moments:
     """Merges a chunk of total `weight` into moments of total `weight_before` (Chan)."""
     after = weight_before + weight
@@ -162,19 +169,21 @@ def add_chunk(
         )
     return Moments(
         mean=jax.tree.map(lambda g, d: g + share.astype(g.dtype) * d, moments.mean, difference),
-        scatter=moments.scatter + chunk.scatter + between * _tree.sq_norm(difference),
+        scatter=moments.scatter + chunk.scatter + between * _tree.sq_norm(difference, metric),
         coordinate_scatter=coordinate_scatter,
     )
 
 
-def centred_inner_products(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
+def centred_inner_products(
+    group_grads: ArrayTree, mean: ArrayTree, metric: ArrayTree | None = None
+) -> jax.Array:
     """Re⟨h_j − g, g⟩ for each group of a stack [c, ...], summed over all tensors: shape [c]."""
 
-    def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
+    def leaf(h: jax.Array, g: jax.Array, direction: jax.Array) -> jax.Array:
         h = _tree.widen(h) - g
-        return jnp.sum(jnp.real(h * jnp.conj(g)).reshape(h.shape[0], -1), axis=1)
+        return jnp.sum(jnp.real(h * jnp.conj(direction)).reshape(h.shape[0], -1), axis=1)
 
-    parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean))
+    parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean, in_metric(mean, metric)))
     return jnp.sum(jnp.stack(parts), axis=0)
 
 
@@ -186,13 +195,20 @@ def inner_scatter(products: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(weight * (products - mean) ** 2)
 
 
-def sq_deviations(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
+def in_metric(grads: ArrayTree, metric: ArrayTree | None) -> ArrayTree:
+    """P g, whose inner product with anything is that with g in the metric."""
+    if metric is None:
+        return grads
+    return jax.tree.map(lambda g, p: g * p.astype(_tree.scalar_dtype(g)), grads, metric)
+
+
+def sq_deviations(
+    group_grads: ArrayTree, mean: ArrayTree, metric: ArrayTree | None = None
+) -> jax.Array:
     """‖h_j − g‖² for each group of a stack [c, ...], summed over all tensors: shape [c]."""
-
-    def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
-        return jnp.sum(_tree.squared_modulus(_tree.widen(h) - g).reshape(h.shape[0], -1), axis=1)
-
-    parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean))
+    square = lambda h, g: _tree.squared_modulus(_tree.widen(h) - g)
+    squares = in_metric(jax.tree.map(square, group_grads, mean), metric)
+    parts = [jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in jax.tree.leaves(squares)]
     return jnp.sum(jnp.stack(parts), axis=0)
 
 
@@ -218,6 +234,8 @@ def to_stats(
     totals: Totals,
     inner_scatter: jax.Array | None = None,
     leave_one_out_scatter: jax.Array | None = None,
+    *,
+    metric: ArrayTree | None = None,
 ) -> GradientStats:
     """The statistics of all groups together."""
     coordinate_variance = moments.coordinate_scatter
@@ -230,7 +248,7 @@ def to_stats(
     return GradientStats(
         num_examples=totals.num_examples.astype(dtype),
         num_groups=totals.num_groups.astype(dtype),
-        sq_norm=_tree.sq_norm(moments.mean).astype(dtype),
+        sq_norm=_tree.sq_norm(moments.mean, metric).astype(dtype),
         variance=totals.unbiased(moments.scatter),
         inner_product_variance=unbiased(inner_scatter),
         coordinate_variance=coordinate_variance,

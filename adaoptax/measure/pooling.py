@@ -50,6 +50,7 @@ def pool(
     coordinate: bool,
     centred: bool,
     add_up: AddUp = jax.lax.psum,
+    metric: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats, ArrayTree]:
     """Gradient, statistics and averages over all devices on `axis_name`.
 
@@ -64,6 +65,7 @@ def pool(
         coordinate: Whether to pool the coordinate variance, which doubles the all-reduce.
         centred: Whether to spend a second all-reduce, of the scatter about the mean alone.
         add_up: ``add_up(tree, axes)``, the sum over devices.
+        metric: Of the norms and of `local.stats`, equal on all devices; None for the Euclidean one.
 
     Returns:
         ``(grads, stats, averages)``, equal on all devices; `grads` at least in float32.
@@ -92,7 +94,7 @@ def pool(
         """M_j + W_j ‖h_j − centre‖², or a tree of it for each coordinate."""
         distance = own if centre is None else jax.tree.map(lambda h, c: h - c, own, centre)
         if not coordinate:
-            return within + weight * _tree.sq_norm(distance)
+            return within + weight * _tree.sq_norm(distance, metric)
         squares = jax.tree.map(lambda d: weight * _tree.squared_modulus(d), distance)
         return squares if local.stats is None else jax.tree.map(jnp.add, within, squares)
 
@@ -132,14 +134,15 @@ def pool(
         )
     else:
         # A sum of squares: what falls below zero is rounding.
-        scatter = jnp.maximum(sums["scatter"] - total["weight"] * _tree.sq_norm(grads), 0)
+        scatter = jnp.maximum(sums["scatter"] - total["weight"] * _tree.sq_norm(grads, metric), 0)
     per_example = _unbiased(total)
     variances = jax.tree.map(lambda s: per_example(s).astype(s.dtype), scatter)
     stats = GradientStats(
         num_examples=_effective_count(total),
         num_groups=total["groups"],
-        sq_norm=_tree.sq_norm(grads).astype(dtype),
-        variance=_tree.total(lambda x: x, variances).astype(dtype),
+        sq_norm=_tree.sq_norm(grads, metric).astype(dtype),
+        # A scalar is in the metric already, coordinates are not.
+        variance=_tree.weighed_total(variances, metric if coordinate else None).astype(dtype),
         coordinate_variance=variances if coordinate else None,
     )
     return grads, stats, averages

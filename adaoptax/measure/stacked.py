@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.rows import count_rows
@@ -18,6 +19,7 @@ def stats_from_groups(
     group_size: Any,
     *,
     statistics: tuple[str, ...] = ("norm", "inner"),
+    preconditioner: ArrayTree | None = None,
 ) -> tuple[ArrayTree, GradientStats]:
     r"""Mean gradient and statistics of groups whose gradients are already at hand.
 
@@ -31,6 +33,7 @@ def stats_from_groups(
             (0 for a group of padding only).
         statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"`` and
             ``"leave-one-out"`` (inner products with the mean of the other groups).
+        preconditioner: Pytree like one group's gradient, as in `value_grad_and_stats`.
 
     Returns:
         ``(grads, stats)``: the mean over all examples, in the dtype of `group_grads`, and its
@@ -64,16 +67,17 @@ def stats_from_groups(
             f" {np.shape(group_size)}: give one count for each group of group_grads."
         )
     weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
-    moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics)
+    metric = as_metric(preconditioner, jax.tree.map(lambda h: h[0], group_grads))
+    moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics, metric)
     inner = others = None
     if "inner" in statistics or "leave-one-out" in statistics:
-        products = m.centred_inner_products(group_grads, moments.mean)
+        products = m.centred_inner_products(group_grads, moments.mean, metric)
     if "inner" in statistics:
         inner = m.inner_scatter(products, weights.weight)
     if "leave-one-out" in statistics:
         # A group of padding only may hold NaN: its weight of zero would not remove it.
         zero = lambda x: jnp.where(weights.weight > 0, x, 0)
-        squares = zero(m.sq_deviations(group_grads, moments.mean))
+        squares = zero(m.sq_deviations(group_grads, moments.mean, metric))
         others = m.leave_one_out_scatter(zero(products), squares, weights.weight)
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
-    return grads, m.to_stats(moments, weights.totals(), inner, others)
+    return grads, m.to_stats(moments, weights.totals(), inner, others, metric=metric)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.default import default_method
 from adaoptax.measure.loss import Measured, Method, check_method, make_loss
@@ -33,21 +34,29 @@ def value_grad_and_stats(
             then receives keys of its own: one dropout mask for all would hide part of the noise.
 
     Returns:
-        ``f(params, batch, *args, mask=None, due=None)`` → ``(loss, grads, stats)``, or
-        ``((loss, aux), grads, stats)``. Pure; meant to be called inside `jax.jit`.
+        ``f(params, batch, *args, mask=None, due=None, preconditioner=None)`` →
+        ``(loss, grads, stats)``, or ``((loss, aux), grads, stats)``. Pure; meant to be called
+        inside `jax.jit`.
 
         - `mask`: bool or float array with one entry for each example, zero for padding. Padding
           counts nowhere, whatever it holds. Fractional weights weigh the mean.
         - `due`: whether this step is to be measured, for `measure.every`; all other methods measure
           at every step.
+        - `preconditioner`: pytree like `params`, the diagonal of a preconditioner P that the
+          optimizer multiplies gradients by, such as `measure.adam_preconditioner` of its state.
+          Noise and signal are then those that its update sees (the statistics of
+          :math:`P^{1/2} g_i`); `grads` and `coordinate_variance` stay as they are. Negative or
+          infinite entries of a traced one make the statistics NaN. Tests that take norms of the
+          gradient by themselves (`proximal_test`, `averaged_gradient`) do not know of it.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
           draw of one plain call.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
           concatenated, float leaves averaged, integer leaves (counts) summed.
         - `stats`: a `GradientStats`, in float32 (float64 where the gradients are).
 
-        It raises ValueError for leaves of unequal length, a batch that does not divide, or a mask
-        of another shape. If no row is real the gradient is zero and the loss and variance NaN.
+        It raises ValueError for leaves of unequal length, a batch that does not divide, a mask
+        of another shape, or a preconditioner that is not like `params` or negative. If no row is
+        real the gradient is zero and the loss and variance NaN.
 
     Raises:
         TypeError: If `method` is not a method of `adaoptax.measure`.
@@ -68,11 +77,17 @@ def value_grad_and_stats(
     loss = make_loss(loss_fn, has_aux, key_argnums)
 
     def measured(
-        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None, due: Any = None
+        params: ArrayTree,
+        batch: ArrayTree,
+        *args: Any,
+        mask: Any = None,
+        due: Any = None,
+        preconditioner: ArrayTree | None = None,
     ) -> Any:
         loss.check_keys(args)
-        chosen = method or default_method(loss, params, batch, args, mask)
-        out: Measured = chosen(loss._replace(due=due))(params, batch, args, mask)
+        described = loss._replace(due=due, metric=as_metric(preconditioner, params))
+        chosen = method or default_method(described, params, batch, args, mask)
+        out: Measured = chosen(described)(params, batch, args, mask)
         (value, aux), grads, stats = out
         return ((value, aux) if has_aux else value), grads, stats
 

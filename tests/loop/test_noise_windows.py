@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaoptax.loop import noise_windows
-from adaoptax.loop.noise_windows import _student
+from adaoptax.ratio_interval import student_quantile
 
 
 def rows(variance: Any, signal: Any, sizes: Any = 10) -> list[dict[str, Any]]:
@@ -50,18 +50,19 @@ def test_the_ends_are_where_the_difference_is_t_standard_errors_from_zero() -> N
     variance, signal = rng.gamma(4, 2, 20), 1.5 + rng.standard_normal(20)
     (window,) = noise_windows(rows(variance, signal, sizes), num_windows=1, level=0.9)
     weights = sizes / sizes.sum()
+    quantile = student_quantile(0.9, 1 / (weights @ weights) - 1, np)
     for end in (window.low, window.high):
         difference = variance - end * signal
         mean = weights @ difference
-        error = math.sqrt(20 / 19 * (weights**2 @ (difference - mean) ** 2))
-        assert abs(mean) / error == pytest.approx(1.7291, rel=1e-4)  # t(19, 95 %)
+        error = math.sqrt(weights**2 @ (difference - mean) ** 2 / (1 - weights @ weights))
+        assert abs(mean) / error == pytest.approx(quantile, rel=1e-4)
     assert window.low < window.noise_scale < window.high
 
 
 def test_student_quantiles_agree_with_the_table() -> None:
     table = {(0.95, 7): 2.3646, (0.95, 9): 2.2622, (0.95, 29): 2.0452, (0.99, 7): 3.4995}
     for (level, freedom), quantile in table.items():
-        assert _student(level, freedom) == pytest.approx(quantile, rel=5e-4)
+        assert student_quantile(level, freedom, np) == pytest.approx(quantile, rel=5e-4)
 
 
 def test_a_signal_in_the_noise_gives_no_number() -> None:

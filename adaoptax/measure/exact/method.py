@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.devices import Devices
+from adaoptax.measure.directional import products_of_rows
 from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.measured import RowMoments, measure_rows
@@ -19,6 +20,7 @@ from adaoptax.measure.moments import (
     GroupWeights,
     Totals,
     check_statistics,
+    in_metric,
     inner_scatter,
 )
 from adaoptax.measure.rows import check_two, count_rows
@@ -48,17 +50,29 @@ class Exact:
                 side_by_side = Devices(AXIS, each, pooled, False, add_up)
                 return measure_shards(side_by_side(loss), loss, params, batch, args, mask, shards)
             probe = None if self.probe_size is None else self.probe_size // self.group_size
+            want = Want.of(self.statistics)
+            if loss.metric is not None:
+                # Σ P_j |g_ij|² has no rule; the sums of squares of coordinates have one.
+                want = Want(norm=False, inner=False, coordinate=want.norm or want.coordinate)
             value, grads, moments = measure_rows(
                 loss,
                 params,
                 batch,
                 args,
                 mask,
-                want=Want.of(self.statistics),
+                want=want,
                 group_size=self.group_size,
                 num_measured=probe,
             )
-            return value, grads, _stats(grads, moments, probe)
+            if loss.metric is not None and "inner" in self.statistics:
+                direction = in_metric(grads, loss.metric)
+                products = products_of_rows(loss, params, batch, direction, args, mask)
+                products = _mean_of_groups(products, mask, self.group_size)[:probe]
+                moments = moments._replace(inner_products=products)
+            stats = _stats(grads, moments, probe, loss.metric)
+            if "coordinate" not in self.statistics:
+                stats = stats._replace(coordinate_variance=None)
+            return value, grads, stats
 
         return measure
 
@@ -71,12 +85,22 @@ class Exact:
         return shards if num_groups >= 2 * shards else 1
 
 
-def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> GradientStats:
+def _mean_of_groups(products: jax.Array, mask: Any, group_size: int) -> jax.Array:
+    """Weighted means of groups in a row; zero for a group of padding only."""
+    weight = jnp.ones_like(products) if mask is None else jnp.asarray(mask, products.dtype)
+    sums = lambda x: jnp.sum(x.reshape(-1, group_size), axis=1)
+    total = sums(weight)
+    return sums(weight * products) / jnp.where(total > 0, total, 1)
+
+
+def _stats(
+    grads: ArrayTree, moments: RowMoments, probe: int | None, metric: ArrayTree | None
+) -> GradientStats:
     """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S² V_j/W_j² and E‖g‖² = ‖∇F‖² + S² V/W²."""
     whole = moments.weights.totals()
     weights = GroupWeights(*(x[:probe] for x in moments.weights))
     measured = weights.totals()
-    sq_norm = _tree.sq_norm(grads)
+    sq_norm = _tree.sq_norm(grads, metric)
 
     def unbiased(sum_of_squares: jax.Array, square: jax.Array) -> jax.Array:
         """S² from Σ W_j |h_j|² and |g|²."""
@@ -89,7 +113,7 @@ def _stats(grads: ArrayTree, moments: RowMoments, probe: int | None) -> Gradient
     if moments.square_sums is not None:
         squares = jax.tree.map(_tree.squared_modulus, grads)
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
-        variance = _tree.total(lambda x: x, coordinate)
+        variance = _tree.weighed_total(coordinate, metric)
     if moments.sq_norms is not None:
         variance = unbiased(jnp.sum(weights.weight * moments.sq_norms), sq_norm)
     if moments.inner_products is not None:
@@ -134,6 +158,11 @@ def exact(
     ((B - 1) S^2)`, which matters only where examples hardly differ; that of the variance of one
     coordinate likewise, and that of `inner_product_variance` about :math:`10^{-7} \lVert g \rVert^2
     / \sqrt{V_{ip}}`. `per_example` centres first, and does not lose these digits.
+
+    **With a preconditioner** the variance is that of single coordinates, times the preconditioner,
+    and inner products take one jvp: it costs what ``statistics=("coordinate",)`` costs (`explain`
+    tells), which is little for dense layers on single rows, and about the gradient once more where
+    the gradients of a sequence have to be formed. `groups` and `per_example` pay nothing for it.
 
     Args:
         statistics: What to compute: any of ``"norm"`` (`variance`), ``"inner"``
