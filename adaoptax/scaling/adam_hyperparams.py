@@ -80,8 +80,8 @@ def adam_hyperparams(
     mostly noise, and epsilon keeps its share. ``"marek"`` is the recipe of that paper.
     ``"malladi"`` is the square-root scaling rule, to first order the same decays; it wants noise to
     dominate and :math:`\kappa (1 - \beta) < 1`. A decay of 0 stays 0, and `eps_root` moves like
-    epsilon squared. Weight decay moves by κ over the factor of the learning rate under all of them: the timescale
-    :math:`B / (\eta \lambda D)` of AdamW, D the examples of the data set, stays what it was.
+    epsilon squared. Weight decay moves by κ over the factor of the learning rate under all three:
+    the timescale :math:`B / (\eta \lambda D)` of AdamW, D the examples of the data set, stays.
 
     Args:
         batch_size: :math:`B`, in examples.

@@ -23,10 +23,10 @@ def sizes(batch_size: Any, base_batch_size: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def float_dtype(*values: Any) -> Any:
-    """At least float32; float64 where a value is an array of it."""
-    strong = [x.dtype for x in values if isinstance(x, (jax.Array, np.ndarray, np.floating))]
-    floats = [d for d in strong if jnp.issubdtype(d, jnp.floating)]
-    return jnp.promote_types(jnp.result_type(*floats), jnp.float32) if floats else jnp.float32
+    """At least float32, float64 where an array is; that of Python numbers without any array."""
+    arrays = [x.dtype for x in values if isinstance(x, (jax.Array, np.ndarray))]
+    floats = [dtype for dtype in arrays if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.promote_types(jnp.result_type(*floats or [float]), jnp.float32)
 
 
 def required_noise_scale(noise_scale: Any, rule: str, meaning: str) -> Any:
