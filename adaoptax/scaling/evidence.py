@@ -156,15 +156,8 @@ def check_rule(rule: Any, noise_scale: Any) -> None:
         )
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     stats = GradientStats(scalar, scalar, scalar, scalar)
-    call = functools.partial(call_rule, rule)
-    shape = jax.eval_shape(
-        lambda batch, stats, seen: jnp.asarray(
-            call(batch, batch, None if noise_scale is None else batch, stats, seen)
-        ),
-        scalar,
-        stats,
-        scalar,
-    ).shape
+    call = lambda size, stats: jnp.asarray(call_rule(rule, size, size, noise_scale, stats, size))
+    shape = jax.eval_shape(call, scalar, stats).shape
     if shape != ():
         raise ValueError(
             f"Expected rule to return one number, got shape {shape} from {_name(rule)}: one factor "
