@@ -1,5 +1,6 @@
 """Adam whose moments remember the same number of examples at every batch size."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +29,8 @@ class ScaleByAdamWithBatchState(NamedTuple):
         mu_weight: 1 − ∏ β1 over all steps: what the first moment is divided by.
         nu_weight: 1 − ∏ β2 over all steps.
         adam_steps: Steps taken.
-        only_base_batches: Whether every batch so far had the base size: then the weights are
-            computed as `optax.adam` does, to the bit.
+        only_base_batches: Whether every batch so far had the base size, and the decays are no
+            injected hyperparameters: then the weights are those of `optax.adam`, to the bit.
         decays_held: Steps at which a decay of rule "malladi" was held at 0, out of its range.
         adam_steps_skipped: Steps with a NaN or infinite gradient, or without examples.
     """
@@ -112,6 +113,8 @@ def scale_by_adam_with_batch(
     )
     check_adam_arguments(b1, b2, eps, eps_root, rule)
     moves = ADAM_RULES[rule]
+    # An injected decay may change while training, and then a power of it is no product.
+    constant = _validate.is_number(b1) and _validate.is_number(b2)
     if max_batch_size is not None:
         _validate.positive("max_batch_size", max_batch_size, "it counts examples.")
         check_kappa(moves, {"b1": b1, "b2": b2}, max_batch_size / base_batch_size)
@@ -146,31 +149,27 @@ def scale_by_adam_with_batch(
 
         decay_1, share_1 = moved_decay(moves.b1, b1, kappa)
         decay_2, share_2 = moved_decay(moves.b2, b2, kappa)
-        add = lambda decay, share: lambda x, m: share * x + decay * m
-        first_moment = lambda g, m: add(decay_1, share_1)(_tree.widen(g), m)
-        second_moment = lambda g, v: add(decay_2, share_2)(_tree.squared_modulus(g), v)
-        mu = jax.tree.map(first_moment, updates, state.mu)
-        nu = jax.tree.map(second_moment, updates, state.nu)
-        mu_weight = add(decay_1, share_1)(1, state.mu_weight)
-        nu_weight = add(decay_2, share_2)(1, state.nu_weight)
+        first = lambda x, m: share_1 * x + decay_1 * m
+        second = lambda x, v: share_2 * x + decay_2 * v
+        wide = jax.tree.map(_tree.widen, updates)
+        mu = jax.tree.map(first, wide, state.mu)
+        nu = jax.tree.map(lambda g, v: second(_tree.squared_modulus(g), v), wide, state.nu)
+        mu_weight, nu_weight = first(1, state.mu_weight), second(1, state.nu_weight)
 
         steps = optax.safe_increment(state.adam_steps)
-        base = state.only_base_batches & (kappa == 1)
-        # Equal in exact arithmetic; Optax's rounds 1 − β, and is its result to the bit.
-        weight = lambda decay, count, ours: jnp.where(base, 1 - decay**count, ours)
-        first, second = weight(b1, steps, mu_weight), weight(b2, steps, nu_weight)
+        base = state.only_base_batches & (kappa == 1) & constant
+        mu_hat = _corrected(wide if nesterov else mu, mu_weight, base, b1, steps)
+        nu_hat = _corrected(nu, nu_weight, base, b2, steps)
         if nesterov:
-            ahead = weight(b1, optax.safe_increment(steps), add(decay_1, share_1)(1, mu_weight))
-            mean = lambda m, g: decay_1 * (m / ahead) + share_1 * (_tree.widen(g) / first)
-            mu_hat = jax.tree.map(mean, mu, updates)
-        else:
-            mu_hat = jax.tree.map(lambda m: m / first, mu)
+            next_weight = first(1, mu_weight)
+            ahead = _corrected(mu, next_weight, base, b1, optax.safe_increment(steps))
+            mu_hat = jax.tree.map(first, mu_hat, ahead)
 
         beside, inside = eps, eps_root
         if moves.eps:
             beside, inside = eps / jnp.sqrt(kappa), eps_root / kappa
-        scale = lambda g, m, v: (m / (jnp.sqrt(v / second + inside) + beside)).astype(g.dtype)
-        scaled = jax.tree.map(scale, updates, mu_hat, nu)
+        scale = lambda g, m, v: (m / (jnp.sqrt(v + inside) + beside)).astype(g.dtype)
+        scaled = jax.tree.map(scale, updates, mu_hat, nu_hat)
 
         held = beyond_range(moves.b1, b1, kappa) | beyond_range(moves.b2, b2, kappa)
         stepped = ScaleByAdamWithBatchState(
@@ -189,6 +188,15 @@ def scale_by_adam_with_batch(
 
     update_fn.__qualname__ = "scale_by_adam_with_batch.update"  # named where `stats` is missing
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@functools.partial(jax.jit, inline=True)  # as in Optax: without, power and quotient round otherwise
+def _corrected(
+    moments: ArrayTree, weight: jax.Array, base: jax.Array, decay: Any, count: jax.Array
+) -> ArrayTree:
+    """Moments over the weight; where `base` holds over 1 − decay^count, the rounding of Optax."""
+    weight = jnp.where(base, 1 - decay**count, weight)
+    return jax.tree.map(lambda m: m / weight.astype(m.dtype), moments)
 
 
 def _cast_like(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
