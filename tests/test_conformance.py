@@ -116,21 +116,22 @@ TRANSFORMATIONS.update(
 )
 
 _base: dict[str, Any] = {"base_batch_size": 2.0}
-for _rule, _more in (
+_rules: tuple[tuple[Any, dict[str, Any]], ...] = (
     (rules.linear, {}),
     (rules.adascale, {"decay": 0.99}),
     (rules.mccandlish, {"noise_scale": 32.0}),
     (rules.surge, {"noise_scale": 32.0}),
     (functools.partial(rules.legw, base_warmup_examples=16), {}),
-):
+)
+for _rule, _more in _rules:
     TRANSFORMATIONS[f"scale_by_batch {getattr(_rule, '__name__', 'legw')}"] = Entry(
         scaling.scale_by_batch, {**_base, "rule": _rule, **_more}, static=("rule",)
     )
 
 _moments = ("b1", "b2", "eps", "eps_root")  # in bfloat16 the last bit of a moment is 1 % of it
-for _rule in ("half-life", "marek", "malladi"):
-    TRANSFORMATIONS[f"scale_by_adam_with_batch {_rule}"] = Entry(
-        scaling.scale_by_adam_with_batch, {**_base, "rule": _rule}, static=_moments
+for _moves in ("half-life", "marek", "malladi"):
+    TRANSFORMATIONS[f"scale_by_adam_with_batch {_moves}"] = Entry(
+        scaling.scale_by_adam_with_batch, {**_base, "rule": _moves}, static=_moments
     )
 TRANSFORMATIONS.update(
     {

@@ -154,7 +154,7 @@ def check_rule(rule: Any, noise_scale: Any) -> None:
             f"Expected noise_scale=None for {_name(rule)}, got noise_scale={noise_scale!r}: the "
             "rule does not use one; leave it out, or choose rules.mccandlish or rules.surge."
         )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     stats = GradientStats(scalar, scalar, scalar, scalar)
     call = lambda size, stats: jnp.asarray(call_rule(rule, size, size, noise_scale, stats, size))
     shape = jax.eval_shape(call, scalar, stats).shape

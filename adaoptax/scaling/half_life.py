@@ -83,6 +83,7 @@ def check_half_life(half_life: Any) -> None:
 
 def power(decay: Any, kappa: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``decay ** kappa`` and one minus it, each to the last bits; exactly `decay` at kappa 1."""
+    log: Any
     if _validate.is_number(decay):
         # In Python: float32 knows 1 − 0.999 to five digits only.
         log = math.log(decay) if decay > 0 else -math.inf

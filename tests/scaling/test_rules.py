@@ -172,7 +172,7 @@ def test_a_rule_refuses_to_run_without_its_noise_scale(rule):
 
 def test_adascale_refuses_to_run_without_statistics():
     with pytest.raises(TypeError, match="GradientStats, got NoneType"):
-        rules.adascale(64, 32, None)
+        rules.adascale(64, 32, None)  # type: ignore[arg-type]
 
 
 @every_rule

@@ -122,7 +122,9 @@ def test_before_any_evidence_the_factor_is_one_flagged_and_counted():
     assert 1 < float(updates[0]) < 4
     assert not bool(state.evidence.factor_undefined)
     # A step without evidence evaluates what is known at its own batch.
-    updates, state = tx.update(jnp.ones(1), state, stats=single._replace(num_examples=32.0))
+    updates, state = tx.update(
+        jnp.ones(1), state, stats=single._replace(num_examples=jnp.float32(32))
+    )
     assert float(updates[0]) == pytest.approx(1)
     assert int(state.evidence.factors_undefined) == 2
 

@@ -88,8 +88,8 @@ def test_there_is_no_surge_without_coupling(float64):
     found = rules.surge_constants(**flat)
     assert float(found.noise_scale) == math.inf
     sizes = np.geomspace(1, 1e8, 200)
-    curve = jax.vmap(lambda size: rules.surge_exact(size, 1.0, **flat))(jnp.asarray(sizes))
-    curve = np.asarray(curve) * best_rate(1, **flat)
+    relative = jax.vmap(lambda size: rules.surge_exact(size, 1.0, **flat))(jnp.asarray(sizes))
+    curve = np.asarray(relative) * best_rate(1, **flat)
     assert (np.diff(curve) >= 0).all()
     assert curve[0] == pytest.approx(8e-5, rel=0.1)
     assert curve[-1] == pytest.approx(8.44e-3, rel=1e-3)
