@@ -204,7 +204,9 @@ def test_beyond_its_range_the_square_root_rule_forgets_and_counts():
     _, state = tx.update(grads, state, stats=stats(32 * 10))  # κ(1 − β1) = 1
     assert int(state.decays_held) == 1
     np.testing.assert_allclose(state.mu["w"], grads["w"], rtol=1e-6)
-    updates, state = tx.update(grads, state, stats=stats(32 * 5000))
+    updates, state = tx.update(tree(2), state, stats=stats(32 * 5000))
+    np.testing.assert_allclose(state.mu["w"], tree(2)["w"], rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], np.sign(tree(2)["w"]), rtol=1e-4)
     assert int(state.decays_held) == 2
     for leaf in jax.tree.leaves((updates, state)):
         assert np.isfinite(leaf).all()
