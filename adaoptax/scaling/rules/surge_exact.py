@@ -59,7 +59,7 @@ def surge_exact(
         >>> curved = {"mean": jnp.full(4, 0.1), "deviation": jnp.ones(4),
         ...           "hessian": jnp.eye(4) + 5}
         >>> [round(float(rules.surge_exact(b, 16, **curved)), 2) for b in (1, 16, 64, 1e6)]
-        [0.62, 1.0, 0.8, 0.6]
+        [0.31, 1.0, 1.26, 1.14]
 
     References:
         Li et al., `Surge Phenomenon <https://arxiv.org/abs/2405.14578>`_, 2024, equation 9.
