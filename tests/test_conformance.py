@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adaoptax
-from adaoptax import GradientStats, prox
+from adaoptax import GradientStats, prox, scaling
 from adaoptax.batch_tests import (
     averaged_gradient,
     optimal_split,
@@ -28,7 +28,7 @@ from adaoptax.batch_tests import (
     proximal_test,
 )
 from adaoptax.noise_tracker import TrackNoiseScaleState, track_noise_scale
-from adaoptax.scaling import LipschitzDescentState, lipschitz_descent
+from adaoptax.scaling import LipschitzDescentState, lipschitz_descent, rules
 from adaoptax.schedules import scale_by_schedule_over_examples
 
 
@@ -194,6 +194,42 @@ TRANSFORMATIONS.update(
     }
 )
 
+_base: dict[str, Any] = {"base_batch_size": 2.0}
+_rules: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (rules.linear, {}),
+    (rules.adascale, {"decay": 0.99}),
+    (rules.mccandlish, {"noise_scale": 32.0}),
+    (rules.surge, {"noise_scale": 32.0}),
+    (functools.partial(rules.legw, base_warmup_examples=16), {}),
+)
+for _rule, _more in _rules:
+    TRANSFORMATIONS[f"scale_by_batch {getattr(_rule, '__name__', 'legw')}"] = Entry(
+        scaling.scale_by_batch, {**_base, "rule": _rule, **_more}, static=("rule",)
+    )
+
+_moments = ("b1", "b2", "eps", "eps_root")  # in bfloat16 the last bit of a moment is 1 % of it
+for _moves in ("half-life", "marek", "malladi"):
+    TRANSFORMATIONS[f"scale_by_adam_with_batch {_moves}"] = Entry(
+        scaling.scale_by_adam_with_batch, {**_base, "rule": _moves}, static=_moments
+    )
+TRANSFORMATIONS.update(
+    {
+        "scale_by_adam_with_batch nesterov": Entry(
+            scaling.scale_by_adam_with_batch, {**_base, "nesterov": True}, static=_moments
+        ),
+        "adamw_with_batch": Entry(
+            scaling.adamw_with_batch,
+            {**_base, "learning_rate": 0.1, "rule": "malladi"},
+            optimizes=True,
+            static=_moments,
+        ),
+        "add_decayed_weights_with_batch": Entry(
+            scaling.add_decayed_weights_with_batch, {**_base, "weight_decay": 0.1}
+        ),
+        "average_params": Entry(scaling.average_params, {"half_life": 16.0}),
+    }
+)
+
 every = pytest.mark.parametrize("name", TRANSFORMATIONS)
 with_stats = pytest.mark.parametrize(
     "name", [name for name, entry in TRANSFORMATIONS.items() if entry.needs_stats]
@@ -309,6 +345,11 @@ HELD: dict[type, tuple[str, ...]] = {
     adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
     TrackNoiseScaleState: TrackNoiseScaleState._fields,
     LipschitzDescentState: ("searches_failed", "steps_skipped"),
+    scaling.RuleEvidence: ("rule_averages", "rule_samples", "factor_undefined"),
+    scaling.ScaleByBatchState: ("updates_zeroed",),
+    scaling.ScaleByAdamWithBatchState: ("decays_held", "adam_steps_skipped"),
+    scaling.AddDecayedWeightsWithBatchState: ("decays_skipped",),
+    scaling.AverageParamsState: ("averaged_steps_skipped",),
 }
 
 
