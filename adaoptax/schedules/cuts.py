@@ -13,8 +13,9 @@ from adaoptax.schedules.sizes_and_rate import as_counts
 
 _PLACES = 65_536  # at which a run is looked at; between them places are found by halving
 _MAX_STAGES = 100_000
-# Of float32 rates. Differences below it are rounding, and no reason to change a batch.
+# Of float32 rates: smaller differences are rounding, and no reason to change a batch.
 ROUNDING = 1e-5
+_ZERO = 1e-6  # of the peak: compiled schedules end at ±1e-7 where they mean 0
 
 Rates = Callable[[np.ndarray], np.ndarray]
 Sizes = Callable[[np.ndarray], np.ndarray]
@@ -41,7 +42,8 @@ class Decay(NamedTuple):
 def cuts(peaks: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """Peak / rate; 1 where a warm-up still stands at 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(peaks > 0, peaks / rates, 1.0)
+        cut = np.where(rates > _ZERO * peaks, peaks / rates, np.inf)
+        return np.where(peaks > 0, cut, 1.0)
 
 
 def rates_of(schedule: optax.Schedule, tokens_per_example: float) -> Rates:
@@ -55,16 +57,7 @@ def rates_of(schedule: optax.Schedule, tokens_per_example: float) -> Rates:
             padded = np.pad(part, (0, _PLACES - len(part)), mode="edge")
             counts = jax.device_put(as_counts(padded, tokens_per_example))
             parts.append(np.asarray(jax.device_get(every(counts)), np.float64)[: len(part)])
-        found = np.concatenate(parts)
-        bad = ~((found >= 0) & np.isfinite(found))
-        if bad.any():
-            where = int(np.argmax(bad))
-            raise ValueError(
-                f"Expected learning rates >= 0 and finite, got {found[where]} after "
-                f"{examples[where]} examples: a cut is a ratio of rates; check the arguments of "
-                "the schedule, and that num_examples is not beyond its end."
-            )
-        return found
+        return np.concatenate(parts)
 
     return rates
 
@@ -73,14 +66,23 @@ def look_at(rates: Rates, num_examples: int) -> Decay:
     """Looks at the whole run, and finds each peak to the example."""
     places = np.unique(np.linspace(0, num_examples - 1, _PLACES).astype(np.int64))
     found = rates(places)
+    bad = ~((found >= -_ZERO * np.max(found)) & np.isfinite(found))
+    if bad.any():
+        raise ValueError(
+            f"Expected learning rates >= 0 and finite, got {found[np.argmax(bad)]} after "
+            f"{places[np.argmax(bad)]} examples: a cut is a ratio of rates; check the arguments of "
+            "the schedule, and that num_examples is not beyond its end."
+        )
     falls_next = np.append(found[:-1] > found[1:], False)
     highest = falls_next & (found == np.maximum.accumulate(found))
     peaks = [
         _peak(rates, places[max(i - 1, 0)], places[min(i + 1, len(places) - 1)])
         for i in np.flatnonzero(highest)
     ]
-    places = np.unique(np.append(places, np.asarray(peaks, np.int64)))
-    found = rates(places)
+    new = np.setdiff1d(np.asarray(peaks, np.int64), places)
+    if len(new):
+        at = np.searchsorted(places, new)
+        places, found = np.insert(places, at, new), np.insert(found, at, rates(new))
     return Decay(places, found, np.maximum.accumulate(found))
 
 
@@ -124,14 +126,14 @@ def _changes(
         below, above = below[differ], above[differ]
         done = high - low == 1
         found += zip(high[done].tolist(), above[done].tolist(), strict=True)
+        low, high, peak = low[~done], high[~done], peak[~done]
+        below, above = below[~done], above[~done]
         if len(found) + len(low) > _MAX_STAGES:
             raise ValueError(
                 f"Expected at most {_MAX_STAGES:,} batch sizes, got more of them: the learning "
                 "rate asks for another size at almost every step; pass a larger multiple_of, a "
                 "max_batch_size, or a few sizes."
             )
-        low, high, peak = low[~done], high[~done], peak[~done]
-        below, above = below[~done], above[~done]
         if not len(low):
             return sorted(found)
         middle = (low + high) // 2

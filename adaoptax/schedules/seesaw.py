@@ -155,10 +155,12 @@ def _check_decay(decay: Decay, first: int, sizes: Sizes, bounded: bool) -> None:
     cuts, total = decay.cuts(), int(decay.places[-1]) + 1
     zero = int(np.argmax(np.isinf(cuts)))
     # A cosine rounds to 0 just before its end, where the batch before takes all that is left.
-    if not bounded and zero and total - decay.places[zero] > sizes(cuts)[zero - 1]:
+    last_batch = min(sizes(cuts)[zero - 1], total // 10)
+    if not bounded and zero and total - decay.places[zero] > last_batch:
         raise ValueError(
-            f"Expected learning rates > 0, got 0 after {decay.places[zero]} of {total} examples: "
-            "it asks for a batch without end; pass max_batch_size, or num_examples up to there."
+            f"Expected learning rates > 0, got {max(decay.rates[zero], 0):.3g} after "
+            f"{decay.places[zero]} of {total} examples: that asks for a batch without end; pass "
+            "max_batch_size, or num_examples up to there."
         )
     if (sizes(cuts) == first).all():
         raise ValueError(
