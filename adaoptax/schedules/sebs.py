@@ -109,7 +109,7 @@ def _begins(
         raise ValueError(
             f"Expected a budget for the stages, either milestones or first_stage, got "
             f"{milestones=} and {first_stage=}: they say how many examples each stage has; pass "
-            "milestones=[...] in examples, or first_stage=... with num_stages=... ."
+            "milestones=[...] in examples, or first_stage and num_stages."
         )
     if (first_stage is None) != (num_stages is None):
         raise ValueError(
