@@ -13,8 +13,6 @@ from adaoptax.schedules.sizes_and_rate import as_counts
 
 _PLACES = 65_536  # at which a run is looked at; between them places are found by halving
 _MAX_STAGES = 100_000
-# Of float32 rates: smaller differences are rounding, and no reason to change a batch.
-ROUNDING = 1e-5
 _ZERO = 1e-6  # of the peak: compiled schedules end at ±1e-7 where they mean 0
 
 Rates = Callable[[np.ndarray], np.ndarray]
@@ -76,8 +74,8 @@ def look_at(rates: Rates, num_examples: int) -> Decay:
     falls_next = np.append(found[:-1] > found[1:], False)
     highest = falls_next & (found == np.maximum.accumulate(found))
     peaks = [
-        _peak(rates, places[max(i - 1, 0)], places[min(i + 1, len(places) - 1)])
-        for i in np.flatnonzero(highest)
+        _peak(rates, int(places[max(i - 1, 0)]), int(places[min(i + 1, len(places) - 1)]))
+        for i in np.flatnonzero(highest).tolist()
     ]
     new = np.setdiff1d(np.asarray(peaks, np.int64), places)
     if len(new):
@@ -93,7 +91,7 @@ def _peak(rates: Rates, low: int, high: int) -> int:
         best = int(np.argmax(rates(places)))
         if high - low < 1024:
             return int(places[best])
-        low, high = places[max(best - 1, 0)], places[min(best + 1, len(places) - 1)]
+        low, high = int(places[max(best - 1, 0)]), int(places[min(best + 1, len(places) - 1)])
 
 
 def stages_of(decay: Decay, rates: Rates, sizes: Sizes) -> list[Stage]:
@@ -108,7 +106,7 @@ def stages_of(decay: Decay, rates: Rates, sizes: Sizes) -> list[Stage]:
         last = stages[-1][1]
         if last >= num_examples - examples:
             break
-        if size > last or size < (1 - 2 * ROUNDING) * last:
+        if size != last:
             stages.append((examples, size))
     return stages
 

@@ -9,10 +9,11 @@ import optax
 from adaoptax._numbers import whole_number
 from adaoptax._validate import is_number, positive
 from adaoptax.schedules.batch_size import BatchSizeSchedule
-from adaoptax.schedules.cuts import ROUNDING, Decay, Sizes, look_at, rates_of, stages_of
+from adaoptax.schedules.cuts import Decay, Sizes, look_at, rates_of, stages_of
 from adaoptax.schedules.sizes_and_rate import SizesAndRate, factor_of_stage
 
 _SIZE = "a batch holds examples."
+_ROUNDING = 1e-5  # of the cut between two float32 rates, generously
 
 
 def seesaw(
@@ -132,7 +133,7 @@ def _allowed(
         high = whole_number("max_batch_size", max_batch_size, first, f"the first is {first}.")
         high = high // step * step
     if sizes is None:
-        return lambda cuts: _down(np.minimum(first * (1 + ROUNDING) * cuts, high), step)
+        return lambda cuts: _down(np.minimum(first * cuts, high), step)
     rungs = [whole_number("each of sizes", size, 1, _SIZE) for size in sizes]
     if first not in rungs or rungs != sorted(set(rungs)) or any(size % step for size in rungs):
         raise ValueError(
@@ -142,13 +143,16 @@ def _allowed(
         )
     ladder = np.array([size for size in rungs if first <= size <= high], np.int64)
     return lambda cuts: ladder[
-        np.searchsorted(ladder, first * (1 + ROUNDING) * cuts, side="right") - 1
+        np.searchsorted(ladder, first * (1 + _ROUNDING) * cuts, side="right") - 1
     ]
 
 
 def _down(wanted: np.ndarray, step: int) -> np.ndarray:
-    """Whole multiples; beyond all numbers where no bound is and a rate is 0."""
-    return (np.minimum(wanted, 2.0**62) // step).astype(np.int64) * step
+    """Multiples at or below; the nearest, where no float32 could tell it from what is wanted."""
+    multiples = np.minimum(wanted, 2.0**62) / step  # inf where a rate is 0
+    nearest = np.round(multiples)
+    same = np.abs(multiples - nearest) <= _ROUNDING * multiples
+    return np.where(same, nearest, np.floor(multiples)).astype(np.int64) * step
 
 
 def _check_decay(decay: Decay, first: int, sizes: Sizes, bounded: bool) -> None:

@@ -28,7 +28,7 @@ class SizesAndRate(NamedTuple):
     learning_rate: optax.Schedule
 
 
-def as_counts(examples: ArrayLike, tokens_per_example: float) -> np.ndarray:
+def as_counts(examples: ArrayLike | Sequence[int], tokens_per_example: float) -> np.ndarray:
     """What schedules receive after so many examples: the same float as that of the clock."""
     dtype = np.dtype(jnp.result_type(float))
     return np.asarray(examples).astype(dtype) * dtype.type(tokens_per_example)

@@ -26,7 +26,7 @@ def error(rates, sizes, h, noise, start=0.0):
 def follow(batch_sizes, rate, num_examples):
     """Learning rate and real examples of every step of a loader that follows both."""
     steps = run_loader(batch_sizes, num_examples)
-    counts = jnp.asarray(as_counts([step.before for step in steps], 1))
+    counts = jnp.asarray(as_counts(np.array([step.before for step in steps]), 1))
     return np.asarray(jax.vmap(rate)(counts), np.float64), [step.num_examples for step in steps]
 
 
@@ -112,7 +112,7 @@ def test_sebs_divides_the_error_by_rho_in_every_stage_with_the_same_number_of_up
     assert (at_ends <= first_error / rho ** np.arange(1, count + 1)).all()
 
     # Classical stagewise SGD: the same examples and the same error, 68 times the updates.
-    ends = [begin for begin, _ in batch_sizes.stages[1:]]
+    ends = [begin for begin, _ in batch_sizes.stages or ()][1:]
     divided = optax.piecewise_constant_schedule(rate, {end: 1 / rho for end in ends})
     rates, sizes = follow(BatchSizeSchedule([(0, 80)]), divided, total)
     assert len(sizes) == total // 80 == 13_640

@@ -1,6 +1,7 @@
 """SEBS and seesaw in small real runs: loader, loop, optimizer and records agree with the plan."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,8 @@ class Run:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_run_does_what_the_plan_says(name, compilations):
-    rule, records = RULES[name], []
+    rule = RULES[name]
+    records: list[dict[str, Any]] = []
     run = Run(rule)
     made = plan(rule.batch_sizes, 2 * NUM, micro_batch_size=MICRO)
     with make_loop(rule.batch_sizes, records) as loop:
@@ -105,7 +107,7 @@ def test_a_run_does_what_the_plan_says(name, compilations):
     expected = over_steps(jnp.arange(len(records)))
     np.testing.assert_allclose([r["rate"] for r in records], expected, rtol=1e-5, atol=1e-8)
     assert [r["seen_after"] for r in records] == [r["examples"] for r in records]
-    begins = [begin for begin, _ in rule.batch_sizes.stages]
+    begins = [begin for begin, _ in rule.batch_sizes.stages or ()]
     before = [r["examples"] - r["batch_size"] for r in records]
     assert [r["stage"] for r in records] == [sum(b <= n for b in begins) - 1 for n in before]
     assert records[-1]["loss"] < 0.1 * records[0]["loss"]
@@ -113,7 +115,8 @@ def test_a_run_does_what_the_plan_says(name, compilations):
 
 @pytest.mark.parametrize("name", RULES)
 def test_as_a_lower_bound_the_noise_may_ask_for_more(name):
-    rule, records = RULES[name], []
+    rule = RULES[name]
+    records: list[dict[str, Any]] = []
     policy = adaoptax.GrowthPolicy(rule.batch_sizes, 256, multiple_of=MICRO)
     with make_loop(policy, records) as loop:
         Run(rule).through(loop)
@@ -127,7 +130,8 @@ def test_as_a_lower_bound_the_noise_may_ask_for_more(name):
 @pytest.mark.parametrize("name", RULES)
 def test_a_resumed_run_has_the_same_sizes_rates_and_stages(name):
     rule = RULES[name]
-    expected, records = [], []
+    expected: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     with make_loop(rule.batch_sizes, expected) as loop:
         Run(rule).through(loop)
     run, loop = Run(rule), make_loop(rule.batch_sizes, records)

@@ -30,7 +30,8 @@ def test_updates_of_160_epochs_on_50000_images(rho, updates, without_a_seam):
     made = plan(batch_sizes, EPOCHS * IMAGES, learning_rate=rate)
     assert made.num_steps == without_a_seam  # a loader's epochs follow each other
     assert made.fixed_steps == 62_500
-    np.testing.assert_allclose([stage.last_rate for stage in made.stages], 0.1, rtol=1e-6)
+    for stage in made.stages:
+        assert stage.last_rate == pytest.approx(0.1, rel=1e-6)
 
 
 @given(st.integers(2, 12), st.integers(1, 64), st.integers(1, 400), st.integers(2, 6))

@@ -93,7 +93,8 @@ def test_the_continuous_form_of_a_quarter_cosine():
     st.integers(1, 100),
 )
 def test_each_cut_of_a_piecewise_schedule_by_alpha_is_a_batch_times_alpha(steps, micro, factor):
-    boundaries, cut, stages = {}, 1, [(0, 8 * factor)]
+    boundaries: dict[int, float] = {}
+    cut, stages = 1, [(0, 8 * factor)]
     for length, alpha in steps:
         begin = max(boundaries, default=0) + length
         boundaries[begin], cut = 1 / alpha, cut * alpha
@@ -185,12 +186,37 @@ def test_size_and_rate_change_at_one_example_beyond_float32(tokens):
     cut = 700_000_000_123
     schedule = optax.piecewise_constant_schedule(1.0, {float(cut * tokens): 0.25})
     sizes, rate = seesaw(schedule, 768, 10**12, tokens_per_example=tokens)
+    assert sizes.stages is not None
     (_, (begin, size)) = sizes.stages
     assert size == 4 * 768
     assert abs(begin - cut) <= 65_536
     around = begin + np.arange(-100_000, 100_000, 7)
     rates = np.asarray(jax.vmap(rate)(jnp.asarray(as_counts(around, tokens))))
     np.testing.assert_array_equal(rates, np.where(around < begin, 1.0, 0.5))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_peak_is_found_by_looking_closer_several_times():
+    """Places are 150,000,000 examples apart: the peak of the line is a fraction of it away."""
+    peak = 3_210_987_654_321
+    rise, fall = 1 / peak, 0.5
+    schedule = lambda n: jnp.where(n <= peak, n * rise, fall)
+    batch_sizes, _ = seesaw(schedule, 1_000_000, 10**13)
+    assert batch_sizes.stages == ((0, 1_000_000), (peak + 1, 2_000_000))
+
+
+def test_a_new_peak_within_one_look_never_asks_for_less_than_the_first_batch():
+    """From a quarter of the old peak to twice of it in 100 of the 244 examples of a look."""
+    fall, rise = 5_000_000, 10_000_123
+    schedule = lambda n: jnp.where(
+        n < fall, 1.0, 0.25 + 1.75 * jnp.clip((n - rise) / 100, 0.0, 1.0)
+    )
+    batch_sizes, rate = seesaw(schedule, 128, 16_000_000)
+    assert batch_sizes.min_batch_size == 128
+    sizes = [batch_sizes(rise + n) for n in range(101)]
+    c = np.minimum(rate_at(schedule, rise + np.arange(101)), 1)
+    np.testing.assert_array_equal(sizes, np.floor(128 * (1 + 1e-5) / c))
+    assert rate_at(rate, [rise + 200]) == 2
 
 
 @pytest.mark.usefixtures("float64")
@@ -213,6 +239,15 @@ def test_runs_under_the_transfer_guard():
         jitted = jax.jit(rate)
         jitted(jax.device_put(np.float32(5)))
     assert sizes.stages is not None
+
+
+def test_a_decay_never_shrinks_the_batch_however_fine_its_sizes():
+    """Sizes differ by a millionth, which float32 rates hardly tell apart."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10**7, 10**8, end_value=9.9e-4)
+    stages = seesaw(schedule, 10**6, 10**8)[0].stages
+    sizes = np.array([size for _, size in stages or ()])
+    assert (np.diff(sizes) > 0).all()
+    assert len(sizes) > 5_000
 
 
 def test_two_seesaws_of_one_schedule_are_the_same():
