@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adaoptax.integrations.orbax import Checkpointer
 from jax import NamedSharding, P
 from jax.experimental import multihost_utils
 from local_processes import join
 
 import adaoptax
+from adaoptax.integrations.orbax import Checkpointer
 
 MICRO, LARGEST, EXAMPLES = 8, 64, 203
 RANDOM = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def train(devices: Any, *, folder: str, steps: int, fixed: bool = False) -> dict
     )
     loader = adaoptax.BatchLoader(
         DATA, 2 * MICRO, micro_batch_size=MICRO, max_batch_size=LARGEST, pad_to=step.capacities,
-        seed=3, num_epochs=4, process=adaoptax.data_process(rows), prefetch=2,
+        seed=3, process=adaoptax.data_process(rows), prefetch=2,
     )  # fmt: skip
     policy: Any = adaoptax.GrowthPolicy(2 * MICRO, LARGEST, multiple_of=MICRO)
     if fixed:

@@ -156,7 +156,7 @@ def two_steps(**changes: Any) -> tuple[list[list[float]], list[np.ndarray], Any]
         trainer = stdlib_lm.Trainer(options, mesh)
         steps = [trainer.step(adaoptax.Batch(rows, mask)) for rows in text]
     params = [np.asarray(leaf) for leaf in jax.tree.leaves(trainer.state[0])]
-    return [[float(x) for x in step] for step in steps], params, trainer
+    return [[float(step[name]) for name in sorted(step)] for step in steps], params, trainer
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = str(ROOT / "examples" / "train.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
-# A run of a few hundred small updates whose batch grows.
-SMALL = ["--examples", "12000", "--width", "48", "--max-batch-size", "128"]
+# A run of several hundred small updates whose batch grows.
+SMALL = ["--examples", "40000", "--width", "48", "--max-batch-size", "64"]
 
 
 def start(out: pathlib.Path, *options: str, **popen: Any) -> subprocess.Popen:
@@ -85,12 +85,12 @@ def same_run(out: pathlib.Path, whole: pathlib.Path) -> None:
 
 def test_the_run_grows_and_leaves_what_it_promises(whole: pathlib.Path) -> None:
     sizes = [record["batch_size"] for record in records(whole)]
-    assert (sizes[0], max(sizes)) == (32, 128)
+    assert (sizes[0], max(sizes)) == (32, 64)
     steps = [record["step"] for record in records(whole)]
     assert steps == list(range(1, len(sizes) + 1))
     found = summary(whole)
     assert found["finished"]
-    assert found["examples"] == sum(sizes) >= 12000
+    assert found["examples"] == sum(sizes) >= 40000
     assert found["test_accuracy"] > 0.9
     assert (whole / "run.png").read_bytes().startswith(b"\x89PNG")
 
@@ -122,7 +122,7 @@ def test_goes_on_after_a_signal(
     same_run(tmp_path, whole)
 
 
-LONG = ["--examples", "150000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
+LONG = ["--examples", "240000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
         "--checkpoint-every", "25", "--eta", "0.6"]  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: pathlib.Path) -
         with start(out, *LONG, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             if kills % 5:  # while it trains or saves
                 wait_for(lambda before=before: lines_of(out) > before, process)
-                time.sleep(moments.uniform(0, 0.6))
+                time.sleep(moments.uniform(0, 0.5))
             else:  # while it starts, restores or compiles
                 time.sleep(moments.uniform(0.5, 5))
             process.kill()
@@ -155,8 +155,8 @@ def test_a_dry_run_says_what_would_run_and_touches_nothing(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "never"
-    schedule = ["--dry-run", "--batch-schedule", "0:32 4K:64 8K:128"]
-    train.main(["--out", str(out), *SMALL, *schedule])
+    schedule = ["--dry-run", "--batch-schedule", "0:32 4K:64 8K:128", "--examples", "12000"]
+    train.main(["--out", str(out), *schedule])
     printed = capsys.readouterr().out
     assert not out.exists()
     assert "parameters" in printed
@@ -172,11 +172,11 @@ def test_diagnose_measures_and_never_acts(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_schedule_decides_instead_of_the_test(tmp_path: pathlib.Path) -> None:
-    run(tmp_path, *SMALL, "--examples", "4000", "--batch-schedule", "0:32 1K:64 3K:128")
+    run(tmp_path, *SMALL, "--examples", "4000", "--batch-schedule", "0:32 1K:48 3K:64")
     sizes = [(record["examples"], record["batch_size"]) for record in records(tmp_path)]
     for seen, size in sizes:
         before = seen - size
-        assert size == (32 if before < 1000 else 64 if before < 3000 else 128)
+        assert size == (32 if before < 1000 else 48 if before < 3000 else 64)
 
 
 @pytest.mark.slow

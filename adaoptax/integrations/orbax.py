@@ -21,7 +21,6 @@ from adaoptax.integrations._checkpoint_checks import (
 )
 from adaoptax.integrations._checkpoint_files import FORMAT, read_arrays, read_header
 from adaoptax.integrations._checksums import write_checksums
-from adaoptax.integrations._json_state import decode, encode
 from adaoptax.integrations._orbax_log import OrbaxLogFilter
 from adaoptax.integrations._signals import StopSignals
 from adaoptax.integrations._state_leaves import (
@@ -32,6 +31,7 @@ from adaoptax.integrations._state_leaves import (
     with_leaves,
 )
 from adaoptax.loop.background import BackgroundThread
+from adaoptax.loop.plain import from_plain, to_plain
 
 State = TypeVar("State")
 
@@ -217,7 +217,7 @@ class Checkpointer:
             )
         arrays = read_arrays(manager, self._directory, wanted, state, steps)
         if loop is not None:
-            loop.set_state(decode(header["loop"]))
+            loop.set_state(from_plain(header["loop"]))
         later = [other for other in steps if other > wanted]
         if later:
             warnings.warn(
@@ -313,7 +313,7 @@ class Checkpointer:
         header = {
             "format": FORMAT,
             "leaves": describe_leaves(state),
-            "loop": encode(loop.get_state()),
+            "loop": to_plain(loop.get_state()),
         }
         self._take_folder()
         if self._checksums is not None:  # the new one may replace what they are written into

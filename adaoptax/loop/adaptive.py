@@ -47,6 +47,7 @@ class AdaptiveLoop:
     ``decision``          what followed, see the table of `GrowthPolicy`
     ``next_batch_size``   the size in force from then on; with ``act=False`` the size that would be
     ``examples_per_s``    real examples over the time between two readings; None for the first
+                          and the last, which were not between two
     all other names       the scalars of the output: ``loss``, ``noise_scale``, ``gain``, ...
     ====================  =====================================================================
 
@@ -200,6 +201,7 @@ class AdaptiveLoop:
         """Reads the last step; the state stays the one before, so that a longer run may go on."""
         if self._unread is not None:
             self._end_state = self.get_state()
+            self._read_at = None  # it is not read beside a step, so its time would tell nothing
             self._read()
 
     def get_state(self) -> dict[str, Any]:

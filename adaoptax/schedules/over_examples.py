@@ -177,7 +177,7 @@ def _schedule_unit(schedule: Any, tokens_per_example: float) -> float:
             "needs no clock; pass it to the optimizer as it is."
         )
     positive("tokens_per_example", tokens_per_example, "it is the length of an example in tokens.")
-    return float(UNIT * tokens_per_example)
+    return float(UNIT) * tokens_per_example  # which `inject_hyperparams` may trace
 
 
 def _reached(run: Run) -> bool:

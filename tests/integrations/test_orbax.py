@@ -362,17 +362,6 @@ def test_the_states_of_all_kinds_of_loops_survive(tmp_path: pathlib.Path) -> Non
         save_once(tmp_path / "b", jnp.ones(1), OddLoop({"x": [1, object()]}))  # type: ignore[arg-type]
 
 
-def test_the_state_of_a_torch_loader_survives(tmp_path: pathlib.Path) -> None:
-    torch = pytest.importorskip("torch")
-    from adaoptax.integrations._json_state import decode, encode
-
-    saved = {"rng": torch.arange(5, dtype=torch.uint8), "place": torch.tensor(2.5)}
-    back = decode(json.loads(json.dumps(encode(saved))))
-    for name, tensor in saved.items():
-        assert back[name].dtype == tensor.dtype
-        assert torch.equal(back[name], tensor)
-
-
 def test_nothing_is_printed(tmp_path: pathlib.Path) -> None:
     code = (
         "import sys; sys.path[:0] = ['tests/integrations']; import checkpoint_problem as p;"

@@ -22,8 +22,9 @@ def test_the_next_batch_is_on_the_device_before_the_step_has_finished():
 
     @jax.jit
     def busy_for_a_while(state):
-        # Long enough that the step is queued: with ready arguments, callbacks would run at once.
-        busy = jax.lax.fori_loop(0, 200, lambda _, m: jnp.tanh(m @ m), jnp.eye(300))
+        # A second or more, so that the step is queued even if the host is held up meanwhile: with
+        # ready arguments, callbacks would run at once.
+        busy = jax.lax.fori_loop(0, 1000, lambda _, m: jnp.tanh(m @ m), jnp.eye(300))
         return state + (jnp.sum(busy) > 1e30).astype(state.dtype)
 
     @jax.jit

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 
 from adaoptax.loop.plain import from_plain, to_plain
 
-KEYS = st.one_of(st.text(max_size=4), st.integers(), st.just("__type__"), st.booleans())
+KEYS = st.one_of(st.text(max_size=4), st.integers(), st.just("__adaoptax__"), st.booleans())
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()
-)
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary(),
+    st.binary().map(bytearray),
+)  # fmt: skip
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
+        st.sets(st.integers() | st.text(), max_size=3),
         st.dictionaries(KEYS, inner, max_size=3),
     ),
 )
@@ -65,6 +67,11 @@ def test_the_copy_shares_nothing():
     assert plain == {"a": [1, {"b": [2]}]}
 
 
-def test_what_is_unknown_stays_as_it_is():
-    unknown = object()
-    assert to_plain([unknown])[0] is unknown
+def test_what_is_unknown_is_refused_by_its_name():
+    with pytest.raises(TypeError, match=r"got object at state\['x'\]\[1\]: this is usually"):
+        to_plain({"x": [1, object()]})
+
+
+def test_a_tag_of_a_later_version_is_refused():
+    with pytest.raises(ValueError, match="got 'quaternion': use the version of adaoptax"):
+        from_plain({"__adaoptax__": "quaternion", "value": [1]})
