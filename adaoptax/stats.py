@@ -38,6 +38,9 @@ class GradientStats(NamedTuple):
             :math:`\langle g_i, g \rangle`; None where it was not measured.
         coordinate_variance: pytree like the parameters, the unbiased per-coordinate variance of
             per-example gradients (its sum is `variance`); None unless asked for.
+        leave_one_out_variance: :math:`\frac{m}{n-1} \sum_k (p_k' - \bar p')^2`, the unbiased
+            variance of :math:`p_k' = \langle h_k, g_{-k} \rangle`, the inner product with the mean
+            of the other groups (`measure.leave_one_out`); None unless asked for.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
@@ -53,6 +56,7 @@ class GradientStats(NamedTuple):
     variance: jax.Array
     inner_product_variance: jax.Array | None = None
     coordinate_variance: ArrayTree | None = None
+    leave_one_out_variance: jax.Array | None = None
 
 
 def signal(stats: GradientStats) -> jax.Array:
@@ -269,3 +273,15 @@ def require_inner_product_variance(stats: GradientStats) -> jax.Array:
             " from your own gradients with adaoptax.stats_from_groups(...)."
         )
     return stats.inner_product_variance
+
+
+def require_leave_one_out_variance(stats: GradientStats) -> jax.Array:
+    """`leave_one_out_variance`, or a ValueError that names the methods that measure it."""
+    if stats.leave_one_out_variance is None:
+        raise ValueError(
+            "Expected stats.leave_one_out_variance, got None: these statistics were measured"
+            " without it. Measure with adaoptax.measure.per_example(statistics=('norm', 'inner',"
+            " 'leave-one-out')), or form them from your own gradients with"
+            " adaoptax.stats_from_groups(..., statistics=('norm', 'inner', 'leave-one-out'))."
+        )
+    return stats.leave_one_out_variance

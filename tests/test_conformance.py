@@ -20,7 +20,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adaoptax
-from adaoptax import GradientStats
+from adaoptax import GradientStats, prox
+from adaoptax.batch_tests import (
+    averaged_gradient,
+    optimal_split,
+    proximal_inner_product_test,
+    proximal_test,
+)
+from adaoptax.scaling import LipschitzDescentState, lipschitz_descent
 from adaoptax.schedules import scale_by_schedule_over_examples
 
 
@@ -49,6 +56,48 @@ def skipping_adam(learning_rate: Any) -> Any:
     return adaoptax.skip_nonfinite(optax.adam(learning_rate))
 
 
+def along_step(
+    theta: Any,
+    learning_rate: Any,
+    signal: str = "debiased",
+    dataset_size: Any = None,
+    decay: Any = None,
+    interval: Any = 1,
+) -> Any:
+    tx = proximal_inner_product_test(
+        theta,
+        learning_rate=learning_rate,
+        signal=signal,
+        dataset_size=dataset_size,
+        decay=decay,
+        interval=interval,
+    )
+    return adaoptax.bind_extra_args(tx, variance_fn=lambda v: optax.tree.norm(v, squared=True))
+
+
+def averaged_norm(eta: Any, window: Any, gamma: Any) -> Any:
+    return averaged_gradient(adaoptax.norm_test(eta), window, gamma)
+
+
+def lipschitz_on_a_model(initial_lipschitz: Any, growth: Any) -> Any:
+    """On the quadratic of curvature 1 that has the gradient at hand."""
+    tx = lipschitz_descent(initial_lipschitz, growth=growth)
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+        wide = lambda tree: jax.tree.map(lambda x: x.astype(state.lipschitz.dtype), tree)
+
+        def value_fn(p: Any) -> Any:
+            way = optax.tree.sub(wide(p), wide(params))
+            linear = optax.tree.vdot(wide(updates), way)
+            return linear + 0.5 * optax.tree.norm(way, squared=True)
+
+        return tx.update(
+            updates, state, params, **{**extra, "value": jnp.float32(0), "value_fn": value_fn}
+        )
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 TRANSFORMATIONS: dict[str, Entry] = {}
 for _name, _test, _kwargs in (
     ("norm_test", adaoptax.norm_test, {"eta": 0.5}),
@@ -59,6 +108,9 @@ for _name, _test, _kwargs in (
         {"theta": 0.9, "nu": 0.5},
     ),
     ("coordinate_test", adaoptax.coordinate_test, {"eta": 0.5}),
+    ("optimal_split", optimal_split, {"epsilon": 0.5}),
+    ("proximal_test", proximal_test, {"theta": 0.5, "learning_rate": 0.1}),
+    ("proximal_inner_product_test", along_step, {"theta": 0.5, "learning_rate": 0.1}),
 ):
     for _label, _more in (
         ("", {}),
@@ -89,6 +141,29 @@ TRANSFORMATIONS.update(
             {**_adascale, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-4},
             optimizes=True,
             static=("momentum", "weight_decay"),  # Optax's parts take on their dtype
+        ),
+        "inner_product_test leave-one-out": Entry(
+            adaoptax.inner_product_test, {"theta": 0.9, "leave_one_out": True}
+        ),
+        "proximal_test schedule": Entry(
+            proximal_test,
+            {"theta": 0.5, "learning_rate": optax.linear_schedule(1.0, 0.5, 9)},
+            static=("learning_rate",),
+        ),
+        "averaged_gradient": Entry(averaged_norm, {"eta": 0.5, "window": 2, "gamma": 0.9}),
+        "lipschitz_descent": Entry(
+            lipschitz_on_a_model, {"initial_lipschitz": 0.1, "growth": 1.5}, optimizes=True
+        ),
+        "proximal_gradient box": Entry(
+            prox.proximal_gradient,
+            {"prox": prox.box(-9.0, 9.0), "learning_rate": 0.1},
+            needs_stats=False,
+            optimizes=True,
+        ),
+        "proximal_gradient l1 theta": Entry(
+            prox.proximal_gradient,
+            {"prox": prox.l1(1e-4), "learning_rate": 0.1, "theta": 0.5},
+            optimizes=True,
         ),
         "scale_by_adagrad_norm": Entry(adaoptax.scale_by_adagrad_norm, {}, needs_stats=False),
         "adagrad_norm": Entry(
@@ -158,6 +233,7 @@ def some_stats(dtype: Any = jnp.float32, like: Any = None, seed: int = 0) -> Gra
         variance=scalar(20.0),
         inner_product_variance=scalar(60.0),
         coordinate_variance=jax.tree.map(random, some_params() if like is None else like),
+        leave_one_out_variance=scalar(80.0),
     )
 
 
@@ -226,6 +302,7 @@ HELD: dict[type, tuple[str, ...]] = {
         "steps_skipped",
     ),
     adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+    LipschitzDescentState: ("searches_failed", "steps_skipped"),
 }
 
 

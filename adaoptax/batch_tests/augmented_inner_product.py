@@ -7,7 +7,7 @@ import optax
 
 from adaoptax import _validate
 from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
-from adaoptax.batch_tests.inner_product import required_along, variance_along
+from adaoptax.batch_tests.inner_product import leave_one_out_along, required_along, variance_along
 from adaoptax.stats import orthogonal_variance
 
 
@@ -15,6 +15,7 @@ def augmented_inner_product_test(
     theta: Any,
     nu: Any,
     *,
+    leave_one_out: bool = False,
     signal: str = "debiased",
     dataset_size: Any = None,
     decay: Any = None,
@@ -33,6 +34,7 @@ def augmented_inner_product_test(
     Args:
         theta: :math:`\theta`, relative accuracy along the gradient (it enters squared).
         nu: :math:`\nu`, relative accuracy across the gradient (it enters squared).
+        leave_one_out: As in `inner_product_test`; the orthogonality test is as ever.
         signal: As in `norm_test`.
         dataset_size: As in `norm_test`.
         decay: As in `norm_test`; averages :math:`V_{ip}`, :math:`V_{or}` and the signal.
@@ -64,7 +66,7 @@ def augmented_inner_product_test(
     _validate.positive("nu", nu, "it is the tolerated relative error across the gradient.")
     formula = scalar_formula(
         "augmented_inner_product_test",
-        noises=(variance_along, orthogonal_variance),
+        noises=(leave_one_out_along if leave_one_out else variance_along, orthogonal_variance),
         # fmax: one part may be 0/0 while the other decides.
         required=lambda noises, sq_signal: jnp.fmax(
             required_along(noises[0], theta, sq_signal), tolerated(noises[1], nu, sq_signal)

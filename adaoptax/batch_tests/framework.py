@@ -62,6 +62,20 @@ class Terms(NamedTuple):
     signal: ArrayTree
 
 
+class AveragedGradient(NamedTuple):
+    """A mean of the gradients of several batches of one size, for the signal side of a test.
+
+    Attributes:
+        in_use: Whether the test is to put it for the gradient at hand.
+        sq_norm: Its squared norm.
+        num_gradients: How many batches it averages.
+    """
+
+    in_use: jax.Array
+    sq_norm: jax.Array
+    num_gradients: jax.Array
+
+
 class Formula(NamedTuple):
     """One batch test.
 
@@ -72,6 +86,8 @@ class Formula(NamedTuple):
             is neither noise nor signal.
         signal_of: ``signal_of(terms)`` → the scalar whose sign tells whether there is any signal.
         like: ``like(params, dtype)`` → `Terms` of the right shapes.
+        averaged: ``averaged(average, stats)`` → the signal of an `AveragedGradient`; None for a
+            test whose signal is not that of a gradient.
     """
 
     name: str
@@ -79,6 +95,7 @@ class Formula(NamedTuple):
     required: Callable[[Terms], jax.Array]
     signal_of: Callable[[Terms], jax.Array]
     like: Callable[[ArrayTree, Any], Terms]
+    averaged: Callable[[AveragedGradient, GradientStats], jax.Array] | None = None
 
 
 def batch_test(
@@ -116,11 +133,12 @@ def batch_test(
         params: ArrayTree | None = None,
         *,
         stats: GradientStats,
+        averaged: AveragedGradient | None = None,
         **extra_args: Any,
     ) -> tuple[ArrayTree, BatchTestState]:
         del params, extra_args
         check_stats(stats, formula.name)
-        run = lambda: run_test(formula, updates, stats, state, decay, dataset_size)
+        run = lambda: run_test(formula, updates, stats, state, decay, dataset_size, averaged)
         if _validate.is_number(interval) and interval == 1:
             state_after = run()
         else:
@@ -139,9 +157,19 @@ def run_test(
     state: BatchTestState,
     decay: Any,
     dataset_size: Any,
+    averaged: AveragedGradient | None = None,
 ) -> BatchTestState:
     """The state after one test."""
     terms = formula.terms(grads, stats)
+    if averaged is not None:
+        if formula.averaged is None:
+            raise TypeError(
+                f"Expected a test of the norm of a gradient, got test={formula.name}: a mean of"
+                " gradients cannot stand for its signal; average norm_test, inner_product_test,"
+                " augmented_inner_product_test or optimal_split."
+            )
+        instead = formula.averaged(averaged, stats)
+        terms = terms._replace(signal=jnp.where(averaged.in_use, instead, terms.signal))
     evident = (stats.num_groups > 1) & jnp.isfinite(stats.sq_norm) & all_finite(terms)
     averages = state.test_averages
     if averages is not None:
@@ -183,6 +211,13 @@ def chosen_signal(stats: GradientStats, kind: str) -> jax.Array:
     return signal(stats) if kind == "debiased" else stats.sq_norm
 
 
+def averaged_signal(average: AveragedGradient, stats: GradientStats, kind: str) -> jax.Array:
+    """The same of the mean of r batches, whose noise is S²/(rB)."""
+    examples = average.num_gradients * stats.num_examples
+    noise = stats.variance / jnp.where(examples > 0, examples, 1)
+    return average.sq_norm - noise if kind == "debiased" else average.sq_norm
+
+
 def finite_population(required: jax.Array, dataset_size: Any) -> jax.Array:
     """b·N/(b + N): without replacement the mean of all N examples has no noise left."""
     shrunk = dataset_size * (required / (required + dataset_size))
@@ -212,6 +247,7 @@ def scalar_formula(
         required=lambda terms: required(terms.noise, terms.signal),
         signal_of=lambda terms: terms.signal,
         like=like,
+        averaged=lambda average, stats: averaged_signal(average, stats, signal_kind),
     )
 
 

@@ -9,6 +9,7 @@ from adaoptax.measure.groups import groups
 from adaoptax.measure.inner_products import inner_products
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
+from adaoptax.measure.variance_along import variance_along
 
 __all__ = [
     "MicroSteps",
@@ -26,4 +27,5 @@ __all__ = [
     "micro_steps",
     "per_example",
     "per_example_moments",
+    "variance_along",
 ]

@@ -83,6 +83,7 @@ def _unmeasured(stats: GradientStats, like: GradientStats) -> GradientStats:
         variance=nothing(like.variance),
         inner_product_variance=nothing(like.inner_product_variance),
         coordinate_variance=nothing(like.coordinate_variance),
+        leave_one_out_variance=nothing(like.leave_one_out_variance),
     )
 
 

@@ -90,12 +90,18 @@ def measure_groups(
 
     coordinate = "coordinate" in statistics
     grad_shapes = jax.eval_shape(differentiate, 0)[1]
-    products = None
+    products, squares = None, None
+    needs_products = "inner" in statistics or "leave-one-out" in statistics
+
+    def against_mean(grads: ArrayTree, mean: ArrayTree) -> tuple[jax.Array, jax.Array | None]:
+        squares = m.sq_deviations(grads, mean) if "leave-one-out" in statistics else None
+        return m.centred_inner_products(grads, mean), squares
+
     if num_chunks == 1:
         values, grads = differentiate(0)
         moments = m.chunk_moments(grads, weights.weight[0], coordinate)
-        if "inner" in statistics:
-            products = m.centred_inner_products(grads, moments.mean)
+        if needs_products:
+            products, squares = against_mean(grads, moments.mean)
     else:
         before = jnp.cumsum(chunk_weight) - chunk_weight
 
@@ -107,16 +113,22 @@ def measure_groups(
         bound = None if mask is None or not stop_early else _last_real(chunk_weight)
         moments, values = _scan(step, m.zero_moments(params, coordinate), num_chunks, bound)
         values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
-        if "inner" in statistics:
+        if needs_products:
             # The mean is known only now: a second pass keeps the memory at one chunk.
-            def inner(nothing: tuple, i: Any) -> tuple[tuple, jax.Array]:
-                return nothing, m.centred_inner_products(differentiate(i)[1], moments.mean)
+            def again(nothing: tuple, i: Any) -> tuple[tuple, Any]:
+                return nothing, against_mean(differentiate(i)[1], moments.mean)
 
-            products = _scan(inner, (), num_chunks, bound)[1].reshape(-1)
+            flat = lambda x: x.reshape(-1)
+            products, squares = jax.tree.map(flat, _scan(again, (), num_chunks, bound)[1])
 
     weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
-    scatter = None if products is None else m.inner_scatter(products, weights.weight)
-    stats = m.to_stats(moments, weights.totals(), scatter)
+    scatter, others = None, None
+    if products is not None and "inner" in statistics:
+        scatter = m.inner_scatter(products, weights.weight)
+    if squares is not None:
+        zero = lambda x: jnp.where(weights.weight > 0, x, 0)  # padding may hold NaN
+        others = m.leave_one_out_scatter(zero(products), zero(squares), weights.weight)
+    stats = m.to_stats(moments, weights.totals(), scatter, others)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:

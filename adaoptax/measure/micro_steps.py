@@ -186,7 +186,7 @@ def _by_method(loss: Loss, method: Method) -> Callable[..., MicroStepsState]:
 
     def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> MicroStepsState:
         values, grads, stats = method(loss)(params, batch, args, mask)
-        if stats.inner_product_variance is not None:
+        if (stats.inner_product_variance, stats.leave_one_out_variance) != (None, None):
             raise ValueError(_INNER.format(method=method))
         return MicroStepsState(_moments_of(grads, stats), _totals_of(stats), values)
 
@@ -225,7 +225,7 @@ def _check_mergeable(method: Any, statistics: tuple[str, ...]) -> None:
             " one step are measured all or not at all; accumulate two ways, with and without a"
             " method, and choose one at each step."
         )
-    if "inner" in getattr(method, "statistics", ()):
+    if {"inner", "leave-one-out"} & set(getattr(method, "statistics", ())):
         raise ValueError(_INNER.format(method=method))
     if tuple(statistics) != ("norm",):
         raise ValueError(

@@ -19,6 +19,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.stats import GradientStats
 
 STATISTICS = ("norm", "inner", "coordinate")
+OF_STACKED_GRADIENTS = (*STATISTICS, "leave-one-out")  # what needs the square of every group, too
 
 
 def check_statistics(statistics: tuple[str, ...], offered: tuple[str, ...], method: str) -> None:
@@ -185,8 +186,38 @@ def inner_scatter(products: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(weight * (products - mean) ** 2)
 
 
+def sq_deviations(group_grads: ArrayTree, mean: ArrayTree) -> jax.Array:
+    """‖h_j − g‖² for each group of a stack [c, ...], summed over all tensors: shape [c]."""
+
+    def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
+        return jnp.sum(_tree.squared_modulus(_tree.widen(h) - g).reshape(h.shape[0], -1), axis=1)
+
+    parts = jax.tree.leaves(jax.tree.map(leaf, group_grads, mean))
+    return jnp.sum(jnp.stack(parts), axis=0)
+
+
+def leave_one_out_scatter(
+    products: jax.Array, sq_deviations: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Σ W_j (p'_j − p̄')² of inner products with the mean of the *other* groups.
+
+    With c_j = ⟨h_j − g, g⟩ and q_j = ‖h_j − g‖² the products are ‖g‖² plus
+    ((W − 2 W_j) c_j − W_j q_j)/(W − W_j): what all have in common is never subtracted.
+    """
+    total = jnp.sum(weight)
+    rest = total - weight
+    counts = (weight > 0) & (rest > 0)
+    deviation = (total - 2 * weight) * products - weight * sq_deviations
+    deviation = jnp.where(counts, deviation / jnp.where(counts, rest, 1), 0)
+    mean = jnp.sum(weight * deviation) / jnp.where(total > 0, total, 1)
+    return jnp.sum(weight * (deviation - mean) ** 2)
+
+
 def to_stats(
-    moments: Moments, totals: Totals, inner_scatter: jax.Array | None = None
+    moments: Moments,
+    totals: Totals,
+    inner_scatter: jax.Array | None = None,
+    leave_one_out_scatter: jax.Array | None = None,
 ) -> GradientStats:
     """The statistics of all groups together."""
     coordinate_variance = moments.coordinate_scatter
@@ -195,13 +226,15 @@ def to_stats(
             lambda x: totals.unbiased(x).astype(x.dtype), coordinate_variance
         )
     dtype = moments.scatter.dtype
+    unbiased = lambda scatter: None if scatter is None else totals.unbiased(scatter)
     return GradientStats(
         num_examples=totals.num_examples.astype(dtype),
         num_groups=totals.num_groups.astype(dtype),
         sq_norm=_tree.sq_norm(moments.mean).astype(dtype),
         variance=totals.unbiased(moments.scatter),
-        inner_product_variance=None if inner_scatter is None else totals.unbiased(inner_scatter),
+        inner_product_variance=unbiased(inner_scatter),
         coordinate_variance=coordinate_variance,
+        leave_one_out_variance=unbiased(leave_one_out_scatter),
     )
 
 

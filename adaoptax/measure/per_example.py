@@ -7,7 +7,7 @@ from typing import Any
 from adaoptax import _validate
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.moments import STATISTICS, check_statistics
+from adaoptax.measure.moments import OF_STACKED_GRADIENTS, check_statistics
 from adaoptax.measure.rows import check_two, count_rows
 
 
@@ -47,7 +47,8 @@ def per_example(
         chunk_size: Examples differentiated at once; None for the whole batch. Memory holds
             `chunk_size` gradients. With chunks the inner products take a second pass, since the
             mean gradient is known only after the first.
-        statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"``.
+        statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"`` and
+            ``"leave-one-out"`` (inner products with the mean of the *other* examples).
 
     Returns:
         A method for `value_grad_and_stats`. It raises ValueError for a batch of one example.
@@ -66,5 +67,5 @@ def per_example(
     """
     if chunk_size is not None:
         _validate.count("chunk_size", chunk_size, 1, "it counts examples differentiated at once.")
-    check_statistics(statistics, STATISTICS, "per_example")
+    check_statistics(statistics, OF_STACKED_GRADIENTS, "per_example")
     return _PerExample(None if chunk_size is None else int(chunk_size), tuple(statistics))

@@ -29,7 +29,8 @@ def stats_from_groups(
             of each group. With ``group_size=1`` these are per-example gradients.
         group_size: Examples in each group: one number, or an array [n] for unequal groups
             (0 for a group of padding only).
-        statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"``.
+        statistics: What to compute: any of ``"norm"`` (always), ``"inner"``, ``"coordinate"`` and
+            ``"leave-one-out"`` (inner products with the mean of the other groups).
 
     Returns:
         ``(grads, stats)``: the mean over all examples, in the dtype of `group_grads`, and its
@@ -46,7 +47,7 @@ def stats_from_groups(
         >>> float(stats.num_examples), float(stats.variance)
         (4.0, 5.0)
     """
-    m.check_statistics(statistics, m.STATISTICS, "stats_from_groups")
+    m.check_statistics(statistics, m.OF_STACKED_GRADIENTS, "stats_from_groups")
     num_groups = count_rows(group_grads, "group_grads")
     if num_groups < 2:
         raise ValueError(
@@ -64,9 +65,15 @@ def stats_from_groups(
         )
     weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
     moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics)
-    inner = None
-    if "inner" in statistics:
+    inner = others = None
+    if "inner" in statistics or "leave-one-out" in statistics:
         products = m.centred_inner_products(group_grads, moments.mean)
+    if "inner" in statistics:
         inner = m.inner_scatter(products, weights.weight)
+    if "leave-one-out" in statistics:
+        # A group of padding only may hold NaN: its weight of zero would not remove it.
+        zero = lambda x: jnp.where(weights.weight > 0, x, 0)
+        squares = zero(m.sq_deviations(group_grads, moments.mean))
+        others = m.leave_one_out_scatter(zero(products), squares, weights.weight)
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
-    return grads, m.to_stats(moments, weights.totals(), inner)
+    return grads, m.to_stats(moments, weights.totals(), inner, others)

@@ -9,9 +9,12 @@ from adaoptax.scaling.adagrad import (
 )
 from adaoptax.scaling.adascale import ScaleByAdaScaleState, adascale, scale_by_adascale
 from adaoptax.scaling.gain import adascale_gain
+from adaoptax.scaling.lipschitz import LipschitzDescentState, lipschitz_descent
+from adaoptax.scaling.relative_error import optimal_rate, optimal_step_size
 from adaoptax.scaling.skip import SkipNonfiniteState, skip_nonfinite
 
 __all__ = [
+    "LipschitzDescentState",
     "ScaleByAdaGradNormState",
     "ScaleByAdaScaleState",
     "SkipNonfiniteState",
@@ -20,6 +23,9 @@ __all__ = [
     "adagrad_norm",
     "adascale",
     "adascale_gain",
+    "lipschitz_descent",
+    "optimal_rate",
+    "optimal_step_size",
     "scale_by_adagrad_norm",
     "scale_by_adascale",
     "skip_nonfinite",

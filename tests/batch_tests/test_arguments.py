@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import adaoptax
+from adaoptax.batch_tests import averaged_gradient, optimal_split, proximal_test
 
 NAN, INF = float("nan"), float("inf")
 TESTS: dict[str, Any] = {
@@ -16,6 +17,9 @@ TESTS: dict[str, Any] = {
     "inner_product_test": lambda **o: adaoptax.inner_product_test(0.5, **o),
     "augmented_inner_product_test": lambda **o: adaoptax.augmented_inner_product_test(0.5, 1, **o),
     "coordinate_test": lambda **o: adaoptax.coordinate_test(0.5, **o),
+    "optimal_split": lambda **o: optimal_split(0.5, **o),
+    "proximal_test": lambda **o: proximal_test(0.5, **o),
+    "averaged_gradient": lambda **o: averaged_gradient(adaoptax.norm_test(0.5, **o)),
 }
 
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import adaoptax
+from adaoptax.batch_tests import optimal_split, proximal_test
 
 TESTS: dict[str, Any] = {
     "norm": lambda **o: adaoptax.norm_test(0.5, **o),
     "inner": lambda **o: adaoptax.inner_product_test(0.5, **o),
     "augmented": lambda **o: adaoptax.augmented_inner_product_test(0.5, 0.5, **o),
     "coordinate": lambda **o: adaoptax.coordinate_test(0.5, **o),
+    "split": lambda **o: optimal_split(0.5, **o),
+    "proximal": lambda **o: proximal_test(0.5, **o),
 }
 KINDS = ("plug-in", "debiased")
 
@@ -105,7 +108,7 @@ def test_noise_dominated_asks_for_infinity_and_says_so(name, numpy_stats):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["norm", "augmented", "coordinate"])
+@pytest.mark.parametrize("name", ["norm", "augmented", "coordinate", "split", "proximal"])
 def test_zero_gradient_with_noise_is_noise_only(name, kind, numpy_stats):
     state = run(name, kind, numpy_stats, CANCELLED)
     assert float(state.required_batch_size) == np.inf
