@@ -202,8 +202,9 @@ def table(name: str, problem: Problem, rows: dict[str, Any]) -> str:
     ]
     for method, row in rows.items():
         reached = row["evaluations_to_a_thousandth"]
+        reached = "-" if reached is None else f"{reached:.1f}"
         lines.append(
-            f"  {method:<15}{row['iterations']:>11}{'-' if reached is None else f'{reached:.1f}':>24}"
+            f"  {method:<15}{row['iterations']:>11}{reached:>24}"
             f"{row['final_error']:>14.1e}{row['last_batch_size']:>13}"
         )
     return "\n".join(lines)
@@ -253,7 +254,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--theta", type=float, default=0.9, help="tolerance of all tests along the gradient")
     add("--nu", type=float, default=5.84, help="tolerance of the augmented test across it")
     add("--signal", choices=("plug-in", "debiased"), default="plug-in",
-        help="the squared gradient norm in the tests: as printed, or without its noise")  # fmt: skip
+        help="squared gradient norm of the tests: as printed, or without its noise")  # fmt: skip
     add("--seed", type=int, default=0, help="of the drawn data and of the batches")
     add("--tiny", action="store_true", help="few examples and evaluations, to see that it runs")
     options = parser.parse_args(argv)

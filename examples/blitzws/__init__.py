@@ -1,6 +1,7 @@
 r"""L1-regularised logistic regression by working sets, after BlitzWS (Johnson and Guestrin).
 
-.. math:: P(w) = \frac1n \sum_i \log(1 + e^{-y_i \langle x_i, w \rangle}) + \lambda \lVert w \rVert_1
+.. math:: P(w) = \frac1n \sum_i \log(1 + e^{-y_i \langle x_i, w \rangle})
+    + \lambda \lVert w \rVert_1
 
     problem.py     data, their checks, objective, largest useful penalty
     dual.py        dual objective, feasible dual points, the duality gap that proves an optimum

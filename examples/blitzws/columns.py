@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 
 SMALLEST_WIDTH, SMALLEST_COUNT = 64, 256
+COARSE = 4096  # so many columns or fewer: counts grow by factors of four instead of two
 
 
 class Block(NamedTuple):
@@ -36,7 +37,9 @@ def blocks(columns: scipy.sparse.csc_array) -> list[Block]:
 
 
 def _block(columns: scipy.sparse.csc_array, places: np.ndarray, width: int) -> Block:
-    count = max(SMALLEST_COUNT, 1 << (len(places) - 1).bit_length())
+    count = SMALLEST_COUNT
+    while count < len(places):
+        count *= 4 if count < COARSE else 2
     rows = np.zeros((count, width), np.int32)
     values = np.zeros((count, width))
     start, length = columns.indptr[places], np.diff(columns.indptr)[places]

@@ -50,12 +50,16 @@ def scaled(problem: L1Logistic, theta: np.ndarray, correlations: np.ndarray) -> 
     return DualPoint(theta, bounded, dual_value(theta))
 
 
+# Two points on the same boundary differ there by rounding, which must not stop the search.
+SLACK = 1e-12
+
+
 def towards(
     problem: L1Logistic, start: DualPoint, theta: np.ndarray, correlations: np.ndarray
 ) -> DualPoint:
     """The last feasible point on the way from a feasible point to θ: Blitz's line search."""
     move = correlations - start.correlations
-    room = problem.penalty - np.sign(move) * start.correlations
+    room = (1 + SLACK) * problem.penalty - np.sign(move) * start.correlations
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(move != 0, room / np.abs(move), np.inf)
     step = min(1.0, max(0.0, steps.min(initial=1.0)))

@@ -25,6 +25,7 @@ SWEEP_ACCURACY = 0.01  # of the largest change of the model, against the first s
 # A decrease below this share of P drowns in rounding, long before the gap is 1e-8 of P: the gap is
 # of first order in the error of the weights, and P of second. The step is then taken untested.
 MEASURABLE = 1e-12
+CHUNK = 64  # columns; divides SMALLEST_COUNT
 PATIENCE = 5  # such steps in a row that do not improve the gap
 
 
@@ -61,25 +62,38 @@ def _sweep(
     values: jax.Array,
     weighted: jax.Array,
     curvatures: jax.Array,
-    count: jax.Array,
+    num_chunks: jax.Array,
     penalty: jax.Array,
     weights: jax.Array,
     slope: jax.Array,
 ) -> Any:
-    """One pass over the first `count` columns; `slope` [examples] is the model's, g + D·A(u-w)."""
+    """One pass over the first chunks of columns; `slope` [examples] is the model's, g + D·A(u-w).
 
-    def visit(j: jax.Array, carry: Any) -> Any:
-        weights, slope, largest = carry
-        at, h = rows[j], curvatures[j]
+    In chunks, because XLA copies the weights at every turn of the loop that writes into them.
+    """
+    chunked = lambda x: x.reshape(-1, CHUNK, *x.shape[1:])
+    columns = (chunked(rows), chunked(values), chunked(weighted), chunked(curvatures))
+
+    def visit(carry: Any, column: Any) -> Any:
+        slope, largest = carry
+        (at, value, change_of_slope, h), weight = column
         safe = jnp.where(h > 0, h, 1)
-        target = weights[j] - values[j] @ slope[at] / safe
+        target = weight - value @ slope[at] / safe
         moved = jnp.sign(target) * jnp.maximum(jnp.abs(target) - penalty / safe, 0)
-        # h = 0: margins so large that the curvature is lost to rounding; stay.
-        change = jnp.where(h > 0, moved - weights[j], 0)
-        slope = slope.at[at].add(weighted[j] * change)
-        return weights.at[j].add(change), slope, jnp.maximum(largest, h * change**2)
+        # h = 0: padding, or margins so large that the curvature is lost to rounding; stay.
+        change = jnp.where(h > 0, moved - weight, 0)
+        slope = slope.at[at].add(change_of_slope * change)
+        return (slope, jnp.maximum(largest, h * change**2)), weight + change
 
-    return jax.lax.fori_loop(0, count, visit, (weights, slope, jnp.zeros([], slope.dtype)))
+    def visit_chunk(i: jax.Array, carry: Any) -> Any:
+        weights, slope, largest = carry
+        chunk = (tuple(x[i] for x in columns), weights[i])
+        (slope, largest), moved = jax.lax.scan(visit, (slope, largest), chunk)
+        return weights.at[i].set(moved), slope, largest
+
+    start = (chunked(weights), slope, jnp.zeros([], slope.dtype))
+    weights, slope, largest = jax.lax.fori_loop(0, num_chunks, visit_chunk, start)
+    return weights.reshape(-1), slope, largest
 
 
 def _line_search(
@@ -159,7 +173,9 @@ class Subproblem:
             start = np.zeros(block.rows.shape[0])
             start[: len(block.places)] = weights[block.places]
             prepared = _prepare(block.rows, block.values, curvature)
-            parts.append([block, prepared, put(np.int32(len(block.places))), put(start)])
+            parts.append(
+                [block, prepared, put(np.int32(-(-len(block.places) // CHUNK))), put(start)]
+            )
         first, taken = 0.0, 0
         while taken < max_sweeps:
             largest = 0.0

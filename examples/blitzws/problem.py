@@ -54,12 +54,14 @@ def make_problem(features: Any, labels: Any, penalty: float) -> L1Logistic:
         >>> solution.weights.round(3).tolist(), solution.relative_gap <= 1e-8
         ([1.299, 0.0], True)
     """
-    matrix = scipy.sparse.csc_array(features, dtype=np.float64, copy=True)
-    if matrix.ndim != 2 or 0 in matrix.shape:
+    if not scipy.sparse.issparse(features):
+        features = np.asarray(features, np.float64)
+    if features.ndim != 2 or 0 in features.shape:
         raise ValueError(
-            f"Expected features to be a matrix [examples, features], got shape {matrix.shape}:"
+            f"Expected features to be a matrix [examples, features], got shape {features.shape}:"
             " pass one row for each example."
         )
+    matrix = scipy.sparse.csc_array(features, dtype=np.float64, copy=True)
     signs = _signs(labels)
     if len(signs) != matrix.shape[0]:
         raise ValueError(

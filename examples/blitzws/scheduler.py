@@ -3,8 +3,9 @@ r"""How much progress to promise, and how well to solve: predicted log-progress 
 Small working sets are solved fast and gain little. With the promised progress ξ, the accuracy ε of
 the subproblem (its gap as a share of the gap Δ), and the size s(ξ) of its working set,
 
-.. math:: \max_{\xi, \varepsilon} \frac{-\log(\Delta'/\Delta)}{T_0 + C_s\, s(\xi) \log(1/\varepsilon)},
-    \qquad \Delta'/\Delta = \max(\varepsilon,\; 1 - (1-\varepsilon)\, \xi\, C_p) .
+.. math:: \max_{\xi, \varepsilon}
+    \frac{-\log(\Delta'/\Delta)}{T_0 + C_s\, s(\xi) \log(1/\varepsilon)}, \qquad
+    \Delta'/\Delta = \max(\varepsilon,\; 1 - (1-\varepsilon)\, \xi\, C_p) .
 
 T_0 (seconds outside of the subproblem), C_s (seconds a unit of size) and C_p (progress made over
 progress promised) are medians of what the last iterations measured. As in BlitzWS, but for

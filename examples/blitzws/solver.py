@@ -197,7 +197,7 @@ def _screen(
 def _improve(
     problem: L1Logistic, columns: scipy.sparse.csc_array, point: DualPoint, inner: Inner
 ) -> DualPoint:
-    """The best of: where we were, the line towards the subproblem's optimum, that optimum scaled."""
+    """The best of the old point, the line to the subproblem's optimum, and that optimum scaled."""
     c = correlations(columns, inner.theta)
     line = towards(problem, point, inner.theta, c)
     return better(better(line, scaled(problem, inner.theta, c)), point)
