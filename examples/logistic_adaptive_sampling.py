@@ -144,9 +144,9 @@ def run(problem: Problem, method: str, options: argparse.Namespace, title: str) 
     put = jax.device_put
     penalty = put(np.float64(problem.penalty))
     everything = put({"x": problem.features, "y": problem.labels})
+    weights: Any = put(np.zeros(problem.features.shape[1]))
     error = lambda: float(jax.device_get(risk(weights, everything, penalty))) - problem.minimum
 
-    weights = put(np.zeros(problem.features.shape[1]))
     opt_state = jax.jit(tx.init)(weights)
     policy = adaoptax.GrowthPolicy(min(2, rows), rows, max_growth=math.inf)
     rng = np.random.default_rng(options.seed)

@@ -74,7 +74,7 @@ def make_problem(features: Any, labels: Any, penalty: float) -> L1Logistic:
             "Expected finite features, got NaN or inf: this usually means missing values; fill"
             " them in or leave those rows out."
         )
-    if not (np.isscalar(penalty) and 0 < penalty < np.inf):
+    if not (isinstance(penalty, (int, float, np.floating)) and 0 < penalty < np.inf):
         raise ValueError(
             f"Expected penalty > 0 and finite, got penalty={penalty!r}: it is λ beside the mean"
             " loss; pass a fraction of largest_penalty, such as 0.1 of it."

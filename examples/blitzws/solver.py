@@ -94,7 +94,8 @@ def solve(
     theta_c = correlations(columns, theta)
     point = scaled(problem, theta, theta_c)
     primal = objective(problem, weights, margins)
-    scheduler, steps, visits = Scheduler(), [], 0
+    scheduler, visits = Scheduler(), 0
+    steps: list[Step] = []
 
     while len(steps) < max_steps:
         gap = primal - point.value
