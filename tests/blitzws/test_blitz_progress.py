@@ -1,5 +1,7 @@
 """Screening is safe, and a working set keeps the promise that it was chosen for."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from blitz_problems import optimum
@@ -100,3 +102,48 @@ def test_what_a_whole_run_screened_has_no_weight(which: int) -> None:
     assert solution.screened.any()
     assert not best.weights[solution.screened].any()
     assert not solution.weights[solution.screened].any()
+
+
+def largest(function: Callable[[float], bool], high: float) -> float:
+    """The largest number below `high` up to which `function` holds, by bisection."""
+    if function(high):
+        return np.inf
+    low = 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("distance", [-1.5, -0.5])
+def test_critical_progress_is_what_the_geometry_says(which: int, distance: float) -> None:
+    """From the definitions, with explicit vectors: no correlations, and no formula of the code."""
+    problem, weights, y, primal, critical = situation(which, 3, distance)
+    n = problem.num_examples
+    a, theta = problem.columns.toarray() / n, sigmoid_of(problem.columns @ weights)
+    reach = 2 * (primal - y.value) / (4 / n)  # ‖x-y‖² + ‖x-θ̂‖² is at most this
+
+    middle = (y.theta + theta) / 2
+    side = np.random.default_rng(0).normal(size=n)
+    inside = lambda r: (
+        sum(np.sum((middle + r * side / np.linalg.norm(side) - p) ** 2) for p in (y.theta, theta))
+        <= reach
+    )
+    # Around the middle of two points the sum of squares does not depend on the direction.
+    radius = largest(inside, 1e3)
+
+    d = np.linspace(1e-4, 1, 20_001) * np.sqrt(reach)  # ‖x-y‖, which nobody knows
+    for j in range(problem.num_features):
+        c = a[:, j] @ y.theta
+        norm = np.linalg.norm(a[:, j])
+        tau = (problem.penalty - abs(c)) / norm
+        share = np.minimum(tau / d, 1)  # of the way that is feasible, at least
+        near = 1 - np.max((1 - share) * (1 - share * d**2 / reach))
+        near = near if tau < np.sqrt(reach) else np.inf
+        tips = [middle + s * radius * a[:, j] / norm for s in (1, -1)]
+        allowed = lambda xi, j=j, tips=tips: all(
+            abs(a[:, j] @ (y.theta + xi * (tip - y.theta))) <= problem.penalty for tip in tips
+        )
+        expected = max(near, largest(allowed, 1e6))
+        assert critical[j] == pytest.approx(expected, rel=1e-3, abs=1e-6)
