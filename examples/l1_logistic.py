@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--penalty", type=float, default=0.2, help="λ as a share of the largest useful one")
     add("--theta", type=float, default=0.9, help="tolerance of the complete-step test")
     add("--tolerance", type=float, default=1e-8, help="relative duality gap to reach")
-    add("--evaluations", type=float, default=3000.0,
+    add("--evaluations", type=float, default=20_000.0,
         help="effective gradient evaluations at most")  # fmt: skip
     add("--seed", type=int, default=0, help="of the drawn data and of the batches")
     add("--tiny", action="store_true", help="few examples, to see that it runs")

@@ -8,7 +8,9 @@ SIZES = {"synthetic": (7_000, 50), "mushrooms": (8_124, 112), "covertype": (581_
 NAMES = ("cancer", *SIZES)
 
 
-def load(name: str, seed: int = 0, max_examples: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load(
+    name: str, seed: int = 0, max_examples: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Features [examples, features] and labels of one data set.
 
     Args:

@@ -1,7 +1,9 @@
 """What the solver takes and refuses, and the penalty from which on there is nothing to do."""
 
+import doctest
 from typing import Any
 
+import blitzws.problem
 import numpy as np
 import pytest
 import scipy.sparse
@@ -104,3 +106,9 @@ def test_one_class_only_is_solved_like_any_other() -> None:
     assert solution.converged
     assert (solution.weights >= 0).all()
     assert solution.weights.any()
+
+
+def test_the_examples_of_the_docstrings_run() -> None:
+    done = doctest.testmod(blitzws.problem)
+    assert done.attempted >= 4
+    assert done.failed == 0
