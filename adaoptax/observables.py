@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax.batch_tests import BatchTestState, required_batch_size
+from adaoptax.noise_tracker import TrackNoiseScaleState, noise_scale_estimate
 from adaoptax.scaling import ScaleByAdaScaleState
 from adaoptax.stats import GradientStats, measured, noise_scale, signal
 
@@ -32,6 +33,8 @@ def observables(
         hence rough: average `variance` and `signal` before you divide). With a batch test in
         `opt_state` ``required`` (examples; NaN where the test had nothing to decide by, though its
         state keeps the last requirement). With AdaScale ``gain`` and ``scale_invariant_steps``.
+        With `track_noise_scale` ``noise_scale_tracked``, ``noise_scale_low`` and
+        ``noise_scale_high``.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp, optax
@@ -65,6 +68,10 @@ def observables(
         count, fraction = adascale.scale_invariant_count, adascale.scale_invariant_fraction
         seen["gain"] = adascale.gain
         seen["scale_invariant_steps"] = count.astype(fraction.dtype) + fraction
+    for tracker in _nodes(opt_state, TrackNoiseScaleState)[:1]:
+        tracked = noise_scale_estimate(tracker)
+        seen["noise_scale_tracked"] = tracked.noise_scale
+        seen["noise_scale_low"], seen["noise_scale_high"] = tracked.low, tracked.high
     return seen
 
 

@@ -1,0 +1,386 @@
+"""All methods on the same problems: updates, examples, error and time, by one command.
+
+    python -m benchmarks.comparison                    # prints the tables of docs/comparison.md
+    python -m benchmarks.comparison --only norm_test --seeds 1
+
+Every run sees the same number of examples. The learning rate decays over them as a cosine, from one
+value for the small batch (SGD with momentum 0.9 but where the name says otherwise). Means over
+seeds, with the standard error of the final error. The batch grows from 32 to at most 512.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+import adaoptax
+from benchmarks.timing import machine
+
+SMALL, LARGE, MICRO = 32, 512, 16
+RAMP = "0:32 {0}:64 {1}:128 {2}:256"  # doubled at every quarter of the run
+
+
+class Problem(NamedTuple):
+    """Something to minimize.
+
+    Attributes:
+        data: Arrays with one entry an example.
+        init: ``init(key)`` → parameters.
+        loss_fn: ``loss_fn(params, batch)`` → mean loss.
+        error: ``error(params)`` → what is left to gain, a scalar; see `name_of_error`.
+        name_of_error: What it is.
+        examples: Examples to train on.
+        learning_rate: For batches of `SMALL` and SGD with momentum.
+        distance: About the distance from the start to the solution: the rate of AdaGrad-Norm.
+    """
+
+    data: Any
+    init: Callable[[jax.Array], Any]
+    loss_fn: Callable[[Any, Any], jax.Array]
+    error: Callable[[Any], jax.Array]
+    name_of_error: str
+    examples: int
+    learning_rate: float
+    distance: float
+
+
+class Setting(NamedTuple):
+    """What a method may know of a run.
+
+    Attributes:
+        learning_rate: Peak.
+        distance: About the distance from the start to the solution.
+        examples: Examples of the run.
+        schedule: Learning rate over examples.
+        ramp: A hand-made batch-size schedule over the run.
+    """
+
+    learning_rate: float
+    distance: float
+    examples: int
+    schedule: optax.Schedule
+    ramp: adaoptax.BatchSizeSchedule
+
+
+class Contender(NamedTuple):
+    """One method in use.
+
+    Attributes:
+        tx: The chain.
+        sizes: A policy's bounds (SMALL, LARGE), a fixed size, or a schedule.
+        statistics: What is measured, exactly, from every example.
+    """
+
+    tx: optax.GradientTransformation
+    sizes: Any
+    statistics: tuple[str, ...] = ("norm",)
+
+
+ADAPTIVE = (SMALL, LARGE)
+
+
+def steps(setting: Setting, *before: Any, after: Any = ()) -> optax.GradientTransformation:
+    """SGD with momentum over the examples seen, with `before` in front and `after` behind."""
+    return optax.chain(
+        *before,
+        optax.trace(0.9),
+        *after,
+        adaoptax.scale_by_schedule_over_examples(setting.schedule),
+    )
+
+
+def gain() -> Any:
+    """AdaScale for what is tuned at the small batch."""
+    return adaoptax.scale_by_adascale(SMALL, decay=0.99)
+
+
+def ramp(rule: Any) -> Callable[[Setting], Contender]:
+    """The hand-made ramp, with a step that follows the batch by a rule."""
+    return lambda s: Contender(steps(s, after=[adaoptax.scale_by_batch(rule, SMALL)]), s.ramp)
+
+
+def adaptive(test: Any, *statistics: str, after: Any = ()) -> Callable[[Setting], Contender]:
+    """The batch that a test requires."""
+    return lambda s: Contender(steps(s, test, after=after), ADAPTIVE, ("norm", *statistics))
+
+
+def with_seesaw(setting: Setting) -> Contender:
+    """Cuts of the learning rate become growth of the batch, by the rule for SGD."""
+    sizes, rate = adaoptax.seesaw(
+        setting.schedule,
+        SMALL,
+        setting.examples,
+        exponent=1.0,
+        multiple_of=MICRO,
+        max_batch_size=LARGE,
+    )
+    return Contender(steps(setting._replace(schedule=rate)), sizes)
+
+
+def with_sebs(setting: Setting) -> Contender:
+    """Stages of four times the batch at a constant learning rate, as many as fit in `LARGE`."""
+    sizes, rate = adaoptax.sebs(
+        SMALL,
+        setting.learning_rate,
+        rho=4,
+        milestones=[setting.examples // 2, 3 * setting.examples // 4],
+        max_batch_size=LARGE,
+    )
+    return Contender(steps(setting._replace(schedule=rate)), sizes)
+
+
+def with_adamw(sizes: Any) -> Callable[[Setting], Contender]:
+    """AdamW tuned at the small batch; at others by half-lives in examples and the square root."""
+
+    def contender(setting: Setting) -> Contender:
+        rate = setting.learning_rate / 5
+        tx = adaoptax.adamw_with_batch(
+            lambda examples: rate * setting.schedule(examples) / setting.learning_rate,
+            SMALL,
+            weight_decay=0.0,
+            learning_rate_rule=adaoptax.rules.sqrt,
+        )
+        return Contender(tx, setting.ramp if sizes is None else sizes)
+
+    return contender
+
+
+METHODS: dict[str, Callable[[Setting], Contender]] = {
+    "constant 32": lambda s: Contender(steps(s), SMALL),
+    "constant 512": lambda s: Contender(steps(s), LARGE),
+    "ramp by hand": lambda s: Contender(steps(s), s.ramp),
+    "ramp, rules.linear": ramp(adaoptax.rules.linear),
+    "ramp, rules.sqrt": ramp(adaoptax.rules.sqrt),
+    "ramp, scale_by_adascale": lambda s: Contender(steps(s, after=[gain()]), s.ramp),
+    "seesaw": with_seesaw,
+    "sebs": with_sebs,
+    "norm_test": adaptive(adaoptax.norm_test(0.8, decay=0.9)),
+    "norm_test, scale_by_adascale": adaptive(
+        adaoptax.norm_test(0.8, decay=0.9), after=[adaoptax.scale_by_adascale(SMALL, decay=0.99)]
+    ),
+    "inner_product_test": adaptive(adaoptax.inner_product_test(0.5, decay=0.9), "inner"),
+    "augmented_inner_product_test": adaptive(
+        adaoptax.augmented_inner_product_test(0.5, 0.6, decay=0.9), "inner"
+    ),
+    "optimal_split": adaptive(adaoptax.optimal_split(0.8, decay=0.9), "inner"),
+    "coordinate_test": adaptive(adaoptax.coordinate_test(2.0, decay=0.9), "coordinate"),
+    "averaged_gradient, plug-in": adaptive(
+        adaoptax.averaged_gradient(adaoptax.norm_test(0.8, signal="plug-in"))
+    ),
+    "adadagrad_norm": lambda s: Contender(
+        adaoptax.adadagrad_norm(s.distance, eta=0.8, decay=0.9), ADAPTIVE
+    ),
+    "adamw_with_batch, 32": with_adamw(SMALL),
+    "adamw_with_batch, ramp": with_adamw(None),
+}
+
+
+def quadratic() -> Problem:
+    """Noisy quadratic in 100 dimensions: curvatures 0.05 to 1, unit noise in every direction."""
+    curvature = jnp.geomspace(0.05, 1.0, 100)
+    noise = np.random.default_rng(0).normal(size=(20_000, 100)).astype(np.float32)
+    noise -= noise.mean(0)  # the optimum of the data is zero
+    return Problem(
+        data=noise,
+        init=lambda key: 3 * jax.random.normal(key, (100,)),
+        loss_fn=lambda w, batch: 0.5 * jnp.sum(curvature * w**2) + jnp.mean(batch @ w),
+        error=lambda w: 0.5 * jnp.sum(curvature * w**2),
+        name_of_error="loss above the optimum",
+        examples=40_000,
+        learning_rate=0.02,
+        distance=30.0,
+    )
+
+
+def logistic() -> Problem:
+    """L2 logistic regression on scikit-learn's breast cancer, above its optimum."""
+    x, y = load_breast_cancer(return_X_y=True)
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    data = {"x": x, "y": (2 * y - 1).astype(np.float32)}
+
+    def loss_fn(w: jax.Array, batch: Any) -> jax.Array:
+        margins = batch["y"] * (batch["x"] @ w[:-1] + w[-1])
+        return jnp.mean(jax.nn.softplus(-margins)) + 0.005 * jnp.sum(w**2)
+
+    def newton(w: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return w - jnp.linalg.solve(jax.hessian(loss_fn)(w, data), jax.grad(loss_fn)(w, data)), None
+
+    best = jax.lax.scan(newton, jnp.zeros(31), length=12)[0]
+    return Problem(
+        data=data,
+        init=lambda key: jax.random.normal(key, (31,)),
+        loss_fn=loss_fn,
+        error=lambda w: loss_fn(w, data) - loss_fn(best, data),
+        name_of_error="loss above the optimum",
+        examples=30_000,
+        learning_rate=0.02,
+        distance=6.0,
+    )
+
+
+def digits() -> Problem:
+    """An MLP of 128 hidden units on scikit-learn's digits."""
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        (x / 16).astype(np.float32), y.astype(np.int32), test_size=357, stratify=y, random_state=0
+    )
+
+    def scores(params: Any, x: Any) -> jax.Array:
+        return jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"]
+
+    def loss_fn(params: Any, batch: Any) -> jax.Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            scores(params, batch["x"]), batch["y"]
+        )
+        return losses.mean()
+
+    def init(key: jax.Array) -> Any:
+        first, second = jax.random.split(key)
+        return {
+            "w1": jax.random.normal(first, (64, 128)) / 8,
+            "b1": jnp.zeros(128),
+            "w2": jax.random.normal(second, (128, 10)) / 11,
+        }
+
+    return Problem(
+        data={"x": x_train, "y": y_train},
+        init=init,
+        loss_fn=loss_fn,
+        error=lambda params: jnp.mean(scores(params, x_test).argmax(-1) != y_test),
+        name_of_error="test error",
+        examples=40_000,
+        learning_rate=0.05,
+        distance=6.0,
+    )
+
+
+PROBLEMS = {"quadratic": quadratic, "logistic": logistic, "digits": digits}
+
+
+class Result(NamedTuple):
+    """What one run did."""
+
+    updates: int
+    examples: int
+    largest: int
+    error: float
+    seconds: float
+
+
+def make_step(problem: Problem, contender: Contender) -> Any:
+    """The train step, compiled for every size of a ladder, so that no run waits for it."""
+    method = adaoptax.measure.per_example(statistics=contender.statistics)
+    measure = adaoptax.value_grad_and_stats(problem.loss_fn, method)
+
+    @jax.jit
+    def step(state: Any, batch: Any, mask: Any) -> Any:
+        params, opt_state = state
+        loss, grads, stats = measure(params, batch, mask=mask)
+        updates, opt_state = contender.tx.update(grads, opt_state, params, stats=stats)
+        state = optax.apply_updates(params, updates), opt_state
+        return state, adaoptax.observables(loss, stats, opt_state)
+
+    params = problem.init(jax.random.key(0))
+    state = params, contender.tx.init(params)
+    for rows in adaoptax.loop.capacities(MICRO, LARGE):
+        example = jax.tree.map(
+            lambda x, rows=rows: np.resize(x, (rows, *x.shape[1:])), problem.data
+        )
+        jax.block_until_ready(step(state, example, np.ones(rows, bool)))
+    return step
+
+
+def run(problem: Problem, contender: Contender, step: Any, seed: int) -> Result:
+    """One run from the start."""
+    loader = adaoptax.BatchLoader(
+        problem.data, MICRO, max_batch_size=LARGE, pad_to="ladder", seed=seed
+    )
+    sizes = contender.sizes
+    low, high = sizes if isinstance(sizes, tuple) else (sizes, sizes)
+    policy = adaoptax.GrowthPolicy(low, high, multiple_of=MICRO, patience=2)
+    loop = adaoptax.AdaptiveLoop(loader, policy)
+    params = problem.init(jax.random.key(seed))
+    state = params, contender.tx.init(params)
+    largest, started = 0, time.perf_counter()
+    while loop.examples_seen < problem.examples:
+        batch = next(loop)
+        largest = max(largest, batch.num_examples)
+        state, output = step(state, *batch)
+        loop.observe(output)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - started
+    error = float(jax.jit(problem.error)(state[0]))
+    return Result(loop.step, loop.examples_seen, largest, error, seconds)
+
+
+def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[str, list[Result]]:
+    """Runs of every method."""
+    quarters = [problem.examples * i // 4 for i in (1, 2, 3)]
+    setting = Setting(
+        learning_rate=problem.learning_rate,
+        distance=problem.distance,
+        examples=problem.examples,
+        schedule=optax.cosine_decay_schedule(problem.learning_rate, problem.examples),
+        ramp=adaoptax.BatchSizeSchedule.parse(RAMP.format(*quarters)),
+    )
+    results: dict[str, list[Result]] = {}
+    for name in names:
+        bar.set_postfix_str(name)
+        contender = METHODS[name](setting)
+        step = make_step(problem, contender)
+        for seed in range(seeds):
+            results.setdefault(name, []).append(run(problem, contender, step, seed))
+            bar.update()
+    return results
+
+
+def table(problem: Problem, results: dict[str, list[Result]]) -> str:
+    """In Markdown."""
+    lines = [
+        f"| method | updates | examples | largest batch | {problem.name_of_error} | seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, runs in results.items():
+        mean = {field: np.mean([getattr(r, field) for r in runs]) for field in Result._fields}
+        errors = np.array([r.error for r in runs])
+        spread = f" ± {errors.std(ddof=1) / len(errors) ** 0.5:.2g}" if len(errors) > 1 else ""
+        lines.append(
+            f"| {name} | {mean['updates']:.0f} | {mean['examples']:.0f} | {mean['largest']:.0f}"
+            f" | {mean['error']:.3g}{spread} | {mean['seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints a table for each problem."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="runs that are averaged")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS),
+                        help="some of the methods", metavar="METHOD")  # fmt: skip
+    options = parser.parse_args(argv)
+    print(f"{machine()}, {options.seeds} seeds\n")
+    total = len(options.problems) * len(options.only) * options.seeds
+    with tqdm(total=total, unit=" runs", file=sys.stderr) as bar:
+        for name in options.problems:
+            problem = PROBLEMS[name]()
+            results = compare(problem, options.only, options.seeds, bar)
+            print(f"### {problem_title(name)}\n\n{table(problem, results)}\n", flush=True)
+
+
+def problem_title(name: str) -> str:
+    """The first sentence of the problem's docstring."""
+    return (PROBLEMS[name].__doc__ or name).split("\n")[0].rstrip(".")
+
+
+if __name__ == "__main__":
+    main()
