@@ -26,6 +26,7 @@ import adaoptax
 from benchmarks.timing import machine
 
 SMALL, LARGE, MICRO = 32, 512, 16
+CAPACITIES = (32, 128, 512)  # rows that batches are padded to: a compilation each
 RAMP = "0:32 {0}:64 {1}:128 {2}:256"  # doubled at every quarter of the run
 
 
@@ -291,7 +292,7 @@ def make_step(problem: Problem, contender: Contender) -> Any:
 
     params = problem.init(jax.random.key(0))
     state = params, contender.tx.init(params)
-    for rows in adaoptax.loop.capacities(MICRO, LARGE):
+    for rows in CAPACITIES:
         example = jax.tree.map(
             lambda x, rows=rows: np.resize(x, (rows, *x.shape[1:])), problem.data
         )
@@ -302,7 +303,7 @@ def make_step(problem: Problem, contender: Contender) -> Any:
 def run(problem: Problem, contender: Contender, step: Any, seed: int) -> Result:
     """One run from the start."""
     loader = adaoptax.BatchLoader(
-        problem.data, MICRO, max_batch_size=LARGE, pad_to="ladder", seed=seed
+        problem.data, MICRO, max_batch_size=LARGE, pad_to=CAPACITIES, seed=seed
     )
     sizes = contender.sizes
     low, high = sizes if isinstance(sizes, tuple) else (sizes, sizes)
