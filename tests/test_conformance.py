@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adaoptax
-from adaoptax import GradientStats
+from adaoptax import GradientStats, scaling
+from adaoptax.scaling import rules
 from adaoptax.schedules import scale_by_schedule_over_examples
 
 
@@ -111,6 +112,42 @@ TRANSFORMATIONS.update(
             static=("schedule",),
         ),
         "skip_nonfinite adam": Entry(skipping_adam, {"learning_rate": 0.1}, optimizes=True),
+    }
+)
+
+_base: dict[str, Any] = {"base_batch_size": 2.0}
+_rules: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (rules.linear, {}),
+    (rules.adascale, {"decay": 0.99}),
+    (rules.mccandlish, {"noise_scale": 32.0}),
+    (rules.surge, {"noise_scale": 32.0}),
+    (functools.partial(rules.legw, base_warmup_examples=16), {}),
+)
+for _rule, _more in _rules:
+    TRANSFORMATIONS[f"scale_by_batch {getattr(_rule, '__name__', 'legw')}"] = Entry(
+        scaling.scale_by_batch, {**_base, "rule": _rule, **_more}, static=("rule",)
+    )
+
+_moments = ("b1", "b2", "eps", "eps_root")  # in bfloat16 the last bit of a moment is 1 % of it
+for _moves in ("half-life", "marek", "malladi"):
+    TRANSFORMATIONS[f"scale_by_adam_with_batch {_moves}"] = Entry(
+        scaling.scale_by_adam_with_batch, {**_base, "rule": _moves}, static=_moments
+    )
+TRANSFORMATIONS.update(
+    {
+        "scale_by_adam_with_batch nesterov": Entry(
+            scaling.scale_by_adam_with_batch, {**_base, "nesterov": True}, static=_moments
+        ),
+        "adamw_with_batch": Entry(
+            scaling.adamw_with_batch,
+            {**_base, "learning_rate": 0.1, "rule": "malladi"},
+            optimizes=True,
+            static=_moments,
+        ),
+        "add_decayed_weights_with_batch": Entry(
+            scaling.add_decayed_weights_with_batch, {**_base, "weight_decay": 0.1}
+        ),
+        "average_params": Entry(scaling.average_params, {"half_life": 16.0}),
     }
 )
 
@@ -226,6 +263,11 @@ HELD: dict[type, tuple[str, ...]] = {
         "steps_skipped",
     ),
     adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+    scaling.RuleEvidence: ("rule_averages", "rule_samples", "factor_undefined"),
+    scaling.ScaleByBatchState: ("updates_zeroed",),
+    scaling.ScaleByAdamWithBatchState: ("decays_held", "adam_steps_skipped"),
+    scaling.AddDecayedWeightsWithBatchState: ("decays_skipped",),
+    scaling.AverageParamsState: ("averaged_steps_skipped",),
 }
 
 
