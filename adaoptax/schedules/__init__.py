@@ -7,14 +7,28 @@ from adaoptax.schedules.over_examples import (
     scale_by_schedule_over_examples,
 )
 from adaoptax.schedules.plan import Plan, PlanStage, plan
+from adaoptax.schedules.sebs import sebs
+from adaoptax.schedules.seesaw import seesaw
+from adaoptax.schedules.sizes_and_rate import SizesAndRate
+from adaoptax.schedules.stage_penalty import (
+    StagePenaltyState,
+    add_stage_penalty,
+    apply_stage_prox,
+)
 
 __all__ = [
     "BatchSizeSchedule",
     "Plan",
     "PlanStage",
     "ScaleByScheduleOverExamplesState",
+    "SizesAndRate",
+    "StagePenaltyState",
+    "add_stage_penalty",
+    "apply_stage_prox",
     "batch_size_schedule",
     "over_examples",
     "plan",
     "scale_by_schedule_over_examples",
+    "sebs",
+    "seesaw",
 ]

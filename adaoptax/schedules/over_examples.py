@@ -18,8 +18,8 @@ from adaoptax.schedules.runs import Run, runs_of_stages
 from adaoptax.stats import GradientStats, check_stats
 
 # The clock counts in units of 2^16 examples, exact in binary: int32 then lasts for 10^14 of them.
-_UNIT = 65536
-_MAX_EXAMPLES = 2**31 * _UNIT - 1
+UNIT = 65536
+MAX_EXAMPLES = 2**31 * UNIT - 1
 _MAX_STEP = 2**31 - 1
 
 
@@ -87,7 +87,7 @@ def scale_by_schedule_over_examples(
         rate = schedule(unit * clock.value())
         scaled = jax.tree.map(lambda u: (-rate * u).astype(jnp.result_type(u)), updates)
         dtype = clock.fraction.dtype
-        seen = stats.num_examples.astype(dtype) / _UNIT
+        seen = stats.num_examples.astype(dtype) / UNIT
         return scaled, ScaleByScheduleOverExamplesState(clock.advance(seen))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -150,9 +150,9 @@ def over_examples(
             "divide it by the tokens of one example."
         )
     last = runs[-1]
-    last_step = min(_MAX_STEP, last.step + (_MAX_EXAMPLES - last.examples) // last.batch_size)
+    last_step = min(_MAX_STEP, last.step + (MAX_EXAMPLES - last.examples) // last.batch_size)
     steps, units, rests, sizes = np.array(
-        [(run.step, *divmod(run.examples, _UNIT), run.batch_size) for run in runs], np.uint32
+        [(run.step, *divmod(run.examples, UNIT), run.batch_size) for run in runs], np.uint32
     ).T
 
     def schedule_over_steps(count: ArrayLike) -> ArrayLike:
@@ -161,9 +161,9 @@ def over_examples(
         at_run = lambda table: jnp.asarray(table)[run]
         high, low = _product(step - at_run(steps), at_run(sizes))
         low = low + at_run(rests)
-        whole = at_run(units) + high + low // _UNIT
+        whole = at_run(units) + high + low // UNIT
         dtype = jnp.result_type(float)
-        fraction = (low % _UNIT).astype(dtype) / _UNIT
+        fraction = (low % UNIT).astype(dtype) / UNIT
         return schedule(unit * Clock(whole.astype(jnp.int32), fraction).value())
 
     return schedule_over_steps
@@ -177,16 +177,16 @@ def _schedule_unit(schedule: Any, tokens_per_example: float) -> float:
             "needs no clock; pass it to the optimizer as it is."
         )
     positive("tokens_per_example", tokens_per_example, "it is the length of an example in tokens.")
-    return float(_UNIT) * tokens_per_example  # which `inject_hyperparams` may trace
+    return float(UNIT) * tokens_per_example  # which `inject_hyperparams` may trace
 
 
 def _reached(run: Run) -> bool:
-    return run.step <= _MAX_STEP and run.examples <= _MAX_EXAMPLES
+    return run.step <= _MAX_STEP and run.examples <= MAX_EXAMPLES
 
 
 def _product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``a * b`` of uint32 as (units of 2^16, rest < 2^16), where the units are below 2^31."""
-    (a_high, a_low), (b_high, b_low) = divmod(a, _UNIT), divmod(b, _UNIT)
+    (a_high, a_low), (b_high, b_low) = divmod(a, UNIT), divmod(b, UNIT)
     low = a_low * b_low
-    high = a_high * b_high * _UNIT + a_high * b_low + a_low * b_high + low // _UNIT
-    return high, low % _UNIT
+    high = a_high * b_high * UNIT + a_high * b_low + a_low * b_high + low // UNIT
+    return high, low % UNIT

@@ -14,6 +14,6 @@ def test_the_tables_and_errors_on_the_page_are_printed_by_its_code(capsys):
     printed = capsys.readouterr().out
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     shown += re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
-    assert len(shown) == 7
+    assert len(shown) == 14
     for output in shown:
         assert output in printed
