@@ -148,8 +148,8 @@ def test_statistics_that_were_not_asked_for_are_none():
     shapes = lambda method: jax.eval_shape(
         value_grad_and_stats(regression_loss, method), params, batch
     )[2]
-    assert shapes(per_example(statistics=("norm",)))[4:] == (None, None)
-    assert shapes(groups(2))[4:] == (None, None)
+    assert shapes(per_example(statistics=("norm",)))[4:] == (None, None, None)
+    assert shapes(groups(2))[4:] == (None, None, None)
     default = shapes(per_example(5))
     assert default.inner_product_variance is not None
     assert default.coordinate_variance is None
