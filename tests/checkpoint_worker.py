@@ -9,33 +9,21 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import NamedSharding, P
 from jax.experimental import multihost_utils
 from local_processes import join
+from process_worker import DATA, LARGEST, MICRO, initial_params, loss_fn
 
 import adaoptax
 from adaoptax.integrations.orbax import Checkpointer
 
-MICRO, LARGEST, EXAMPLES = 8, 64, 203
-RANDOM = np.random.default_rng(0)
-INPUTS = RANDOM.normal(size=(EXAMPLES, 6)).astype(np.float32)
-DATA = {"index": np.arange(EXAMPLES), "x": INPUTS, "y": np.tanh(INPUTS @ np.arange(6.0))}
 TX = optax.chain(adaoptax.norm_test(0.4, decay=0.8), optax.adam(0.01))
 
 
-def loss_fn(params: Any, batch: Any) -> jax.Array:
-    return jnp.mean((jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"] - batch["y"]) ** 2)
-
-
 def initial_state() -> Any:
-    keys = jax.random.split(jax.random.key(1), 2)
-    params = {
-        "w1": 0.4 * jax.random.normal(keys[0], (6, 16)),
-        "w2": 0.2 * jax.random.normal(keys[1], (16,)),
-    }
+    params = initial_params()
     return params, TX.init(params)
 
 

@@ -38,12 +38,16 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     return jnp.mean((jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"] - batch["y"]) ** 2)
 
 
-def initial_state() -> Any:
+def initial_params() -> Any:
     keys = jax.random.split(jax.random.key(1), 2)
-    params = {
+    return {
         "w1": 0.4 * jax.random.normal(keys[0], (6, 16)),
         "w2": 0.2 * jax.random.normal(keys[1], (16,)),
     }
+
+
+def initial_state() -> Any:
+    params = initial_params()
     return params, TX.init(params)
 
 

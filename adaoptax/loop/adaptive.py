@@ -214,8 +214,8 @@ class AdaptiveLoop:
         Call it between `observe` and the next batch.
 
         Returns:
-            A new dict of plain numbers and text that strict JSON can hold (but for what the state
-            of an iterator source may hold), the same on every process.
+            A new dict of plain numbers and text that strict JSON can hold, the same on every
+            process.
 
         Raises:
             RuntimeError: If a batch was delivered and not observed.
