@@ -27,6 +27,7 @@ def accumulate(
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
     params_of: Callable[[Any], Any] | None = None,
+    preconditioner_of: Callable[[Any], Any] | None = None,
     sharding: NamedSharding | None = None,
     donate: bool = True,
 ) -> AccumulatedStep:
@@ -62,6 +63,9 @@ def accumulate(
         key_argnums: As for `value_grad_and_stats`. Micro-batch i gets ``fold_in(key, i)``; hand the
             step a new key every time.
         params_of: Finds the parameters in a state; by default its first element.
+        preconditioner_of: Makes from a state the `preconditioner` that noise and signal of the next
+            step are measured in, as ``lambda state: measure.adam_preconditioner(state[1])`` does;
+            None measures the gradient as it is.
         sharding: Where rows lie, such as ``NamedSharding(mesh, P("data"))``: rows of each
             micro-batch are on all devices of the data axis, and micro-batches follow each other.
             The state keeps the places that it has; what has none is replicated.
@@ -120,7 +124,7 @@ def accumulate(
     find = params_of or _first
 
     def make_programs(places: Any) -> StepPrograms:
-        return StepPrograms(steps, loss, update, find, places, everywhere)
+        return StepPrograms(steps, loss, update, find, preconditioner_of, places, everywhere)
 
     kind = HostDrivenStep if how == "host" else WholeStep
     return kind(make_programs, micro_batches, largest, find, everywhere, donate)

@@ -214,7 +214,7 @@ class HostDrivenStep(AccumulatedStep):
         micro_batches = self._in_turn(batch)
         part: Batch | None = next(micro_batches)
         assert part is not None
-        so_far = call("start")(params, part.data, *args)
+        so_far = call("start")(state, part.data, *args)
         done: jax.Array | None = None
         while part is not None:
             add = call("add") if part.mask is None else call("add masked")
@@ -242,7 +242,7 @@ class HostDrivenStep(AccumulatedStep):
         say = speaker(progress, 4 if full else 3)
         shapes = self._micro_batches.shapes
         masked = shapes(example, None)
-        start = (params, masked.data, *args)
+        start = (state, masked.data, *args)
         self._compiled["start"] = compile_ahead(self._jitted["start"], "the start", start, say)
         so_far = self._shapes_of_sums(start)
         rows = f"{self._micro_batches.size} examples"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import NamedSharding
 
+from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.loop.loader import Batch
 from adaoptax.measure.loss import Loss
@@ -20,10 +21,12 @@ class Accumulation(NamedTuple):
     Attributes:
         parts: What they leave behind, see `MicroStepsState`.
         number: How many, int32; it makes the random keys of the next one.
+        preconditioner: The metric that all of them are measured in, or None.
     """
 
     parts: MicroStepsState
     number: jax.Array
+    preconditioner: ArrayTree | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class StepPrograms:
         loss: Knows which arguments are random keys.
         update: The user's ``update(state, value, grads, stats)`` → ``(state, output)``.
         params_of: Finds the parameters in a state.
+        preconditioner_of: Makes the metric of a step from the state before it; None for none.
         places: Shardings of the state, pytree like it; the new state keeps them.
         everywhere: Sharding of what lies on all devices; None without a mesh.
     """
@@ -43,13 +47,18 @@ class StepPrograms:
     loss: Loss
     update: Callable[..., Any]
     params_of: Callable[[Any], Any]
+    preconditioner_of: Callable[[Any], Any] | None
     places: Any
     everywhere: NamedSharding | None
 
-    def start(self, params: ArrayTree, micro_batch: ArrayTree, *args: Any) -> Accumulation:
+    def start(self, state: Any, micro_batch: ArrayTree, *args: Any) -> Accumulation:
         """No micro-batch yet; only shapes of `micro_batch` are read."""
+        params, metric = self.params_of(state), None
+        if self.preconditioner_of is not None:
+            # New arrays, also of one that the state holds: sums are given away, the state is not.
+            metric = as_metric(self.preconditioner_of(state), params)
         parts = self.steps.init(params, micro_batch, *args)
-        return self._in_place(Accumulation(parts, jnp.zeros([], jnp.int32)))
+        return self._in_place(Accumulation(parts, jnp.zeros([], jnp.int32), metric))
 
     def add(
         self, so_far: Accumulation, params: ArrayTree, batch: Batch, *args: Any
@@ -57,13 +66,15 @@ class StepPrograms:
         """One more micro-batch, whose mask may be None; and a number that says when it is done."""
         fold = lambda key: jax.random.fold_in(key, so_far.number)
         keys = self.loss.map_keys(fold, args)
-        parts = self.steps.add(so_far.parts, params, batch.data, *keys, mask=batch.mask)
-        number = so_far.number + 1
-        return self._in_place(Accumulation(parts, number)), number
+        metric, number = so_far.preconditioner, so_far.number + 1
+        parts = self.steps.add(
+            so_far.parts, params, batch.data, *keys, mask=batch.mask, preconditioner=metric
+        )
+        return self._in_place(Accumulation(parts, number, metric)), number
 
     def finish(self, so_far: Accumulation, state: Any) -> tuple[Any, Any]:
         """The user's update, by all micro-batches together."""
-        measured = self.steps.finish(so_far.parts, self.params_of(state))
+        measured = self.steps.finish(so_far.parts, self.params_of(state), so_far.preconditioner)
         new, output = checked_update(state, self.update(state, *measured))
         output = jax.tree.map(self._scalars_everywhere, output)
         return jax.tree.map(_keep_place, new, self.places), output
@@ -79,7 +90,7 @@ class StepPrograms:
         real = jnp.any(batch.mask != 0, axis=1)
         bound = jnp.max(jnp.where(real, jnp.arange(1, real.shape[0] + 1), 0))
         add = lambda i, so_far: self.add(so_far, params, at(i), *args)[0]
-        so_far = jax.lax.fori_loop(0, bound, add, self.start(params, at(0).data, *args))
+        so_far = jax.lax.fori_loop(0, bound, add, self.start(state, at(0).data, *args))
         return self.finish(so_far, state)
 
     def _in_place(self, so_far: Accumulation) -> Accumulation:
@@ -92,7 +103,10 @@ class StepPrograms:
             mean=like_params(moments.mean),
             coordinate_scatter=like_params(moments.coordinate_scatter),
         )
-        return so_far._replace(parts=so_far.parts._replace(moments=moments))
+        return so_far._replace(
+            parts=so_far.parts._replace(moments=moments),
+            preconditioner=like_params(so_far.preconditioner),
+        )
 
     def _scalars_everywhere(self, x: Any) -> Any:
         """What the hosts decide by is the same on all of them."""

@@ -30,6 +30,7 @@ import optax
 
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree, widen
+from adaoptax.scaling.adam import ScaleByAdamWithBatchState
 
 
 def adam_preconditioner(
@@ -52,9 +53,10 @@ def adam_preconditioner(
     update) are those of the preconditioner :math:`P^2`: pass ``jax.tree.map(jnp.square, p)``.
 
     Args:
-        opt_state: State of an optimizer with one `optax.ScaleByAdamState` in it: of `optax.adam`,
-            `adamw`, `nadam`, in any chain or wrapper.
-        b2: :math:`\beta_2` of that optimizer. The statistics are scaled by it as a whole; no test
+        opt_state: State of an optimizer with one Adam in it, in any chain or wrapper: of
+            `optax.adam`, `adamw`, `nadam`, or of `scale_by_adam_with_batch`, whose own running
+            product corrects :math:`\nu`.
+        b2: :math:`\beta_2` of one of Optax's. The statistics are scaled by it as a whole; no test
             and no gain depends on that.
         eps: :math:`\epsilon` of that optimizer.
         eps_root: :math:`\epsilon_{root}` of that optimizer.
@@ -94,19 +96,22 @@ def adam_preconditioner(
     _validate.fraction("b2", b2, "it is Adam's decay of the second moment.")
     _validate.at_least("eps", eps, 0, "it is added to a root of squares.")
     _validate.at_least("eps_root", eps_root, 0, "it is added to a square.")
-    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState | ScaleByAdamWithBatchState)
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node)]
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     partial = [x for s in found for x in jax.tree.leaves(s.nu, is_leaf=is_masked) if is_masked(x)]
     if len(found) != 1 or partial:
         what = "one that holds part of the parameters" if len(found) == 1 else str(len(found))
         raise ValueError(
-            f"Expected one optax.ScaleByAdamState of all parameters in opt_state, got {what} in"
+            f"Expected one state of Adam for all parameters in opt_state, got {what} in"
             f" {type(opt_state).__name__}: pass the state of an Adam that all parameters share, or"
             " build the pytree of factors yourself, leaf by leaf."
         )
     (adam,) = found
-    correction = 1 - jnp.asarray(b2) ** jnp.maximum(adam.count, 1)
+    if isinstance(adam, ScaleByAdamWithBatchState):
+        correction = jnp.where(adam.adam_steps > 0, adam.nu_weight, 1)
+    else:
+        correction = 1 - jnp.asarray(b2) ** jnp.maximum(adam.count, 1)
 
     def factor(nu: jax.Array) -> jax.Array:
         nu = widen(nu)

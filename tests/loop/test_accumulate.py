@@ -58,15 +58,16 @@ def steps(step, loader, state, *args, sizes=SIZES):
     assert start == 70
 
 
-def by_hand(rows, group=MICRO):
+def by_hand(rows, group=MICRO, metric=1.0):
     """(loss, gradient of b and w, examples, groups, ‖g‖², S²) in float64, by groups of rows."""
     x, y = (np.asarray(rows[name], np.float64) for name in "xy")
     error = x @ PARAMS["w"].astype(np.float64) + 0.5 - y
     each = np.concatenate([error[:, None], error[:, None] * x], axis=1)
     parts = [each[i : i + group] for i in range(0, len(each), group)]
     g, n = each.mean(axis=0), len(parts)
-    scatter = sum(len(part) * ((part.mean(axis=0) - g) ** 2).sum() for part in parts)
-    return 0.5 * (error**2).mean(), g, len(y), n, g @ g, scatter / (n - 1) if n > 1 else np.nan
+    scatter = sum(len(part) * (metric * (part.mean(axis=0) - g) ** 2).sum() for part in parts)
+    variance = scatter / (n - 1) if n > 1 else np.nan
+    return 0.5 * (error**2).mean(), g, len(y), n, g @ (metric * g), variance
 
 
 def assert_same(output, expected, rtol=2e-5):
@@ -98,6 +99,24 @@ def test_a_method_measures_within_micro_batches_too(how, method, group):
     step, loader = make(how, method=method)
     for output, rows in steps(step, loader, (PARAMS,)):
         assert_same(output, by_hand(rows, group))
+
+
+@pytest.mark.parametrize(("method", "group"), [(None, MICRO), (measure.exact(), 1)])
+@pytest.mark.parametrize("how", HOWS)
+def test_a_preconditioner_comes_from_the_state(how, method, group):
+    factors = {"w": np.array([0.5, 2.0, 3.0], np.float32), "b": np.float32(4)}
+    step, loader = make(how, method=method, preconditioner_of=lambda state: state[1])
+    metric = np.array([4, 0.5, 2, 3])
+    # The factors are the state's own arrays, which running sums must not take with them.
+    for output, rows in steps(step, loader, (PARAMS, factors)):
+        assert_same(output, by_hand(rows, group, metric))
+
+
+@pytest.mark.parametrize("how", ["padded", "host"])
+def test_a_preconditioner_of_another_structure(how):
+    step, loader = make(how, preconditioner_of=lambda state: {"w": state[0]["w"]})
+    with pytest.raises(ValueError, match="Expected preconditioner to be a pytree like"):
+        next(steps(step, loader, (PARAMS,)))
 
 
 @pytest.mark.parametrize("how", ["padded", "host"])

@@ -392,6 +392,19 @@ def test_it_is_what_adam_multiplies_by(eps_root: float) -> None:
         np.testing.assert_allclose(flat(factors) * flat(grads), -flat(updates), rtol=1e-4)
 
 
+def test_it_is_what_adam_with_batch_multiplies_by() -> None:
+    tx = adaoptax.scale_by_adam_with_batch(4, b1=0.0, b2=0.9, eps=0.0)
+    params, _ = mlp(ROWS)
+    state, rng = tx.init(params), np.random.default_rng(0)
+    for size in (4, 4, 16, 8):  # its decays follow the batch, and b2 is not asked for
+        grads = jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
+        numbers = {"num_examples": size, "num_groups": 2, "sq_norm": 1, "variance": 1}
+        stats = adaoptax.GradientStats(**{name: jnp.float32(x) for name, x in numbers.items()})
+        updates, state = tx.update(grads, state, stats=stats)
+        factors = adam_preconditioner(state, eps=0.0)
+        np.testing.assert_allclose(flat(factors) * flat(grads), flat(updates), rtol=1e-4)
+
+
 def test_it_is_found_anywhere_once() -> None:
     params = {"w": jnp.ones(2), "b": jnp.ones(1)}
     inject = optax.inject_hyperparams(optax.adamw)(learning_rate=0.1)
@@ -404,7 +417,7 @@ def test_it_is_found_anywhere_once() -> None:
         ((optax.adam(1.0).init(params),) * 2, "got 2"),
         (mixed.init(params), "part of the parameters"),
     ):
-        with pytest.raises(ValueError, match=f"Expected one optax.ScaleByAdamState .*{what}"):
+        with pytest.raises(ValueError, match=f"Expected one state of Adam .*{what}"):
             adam_preconditioner(state)
     for option in ({"b2": 1.0}, {"eps": -1.0}, {"eps_root": -1.0}):
         with pytest.raises(ValueError, match="Expected"):
