@@ -1,0 +1,147 @@
+"""What an experiment is, and how it runs: cases and seeds that are missing, then the report."""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.experiments.store import Store, Value
+from benchmarks.timing import machine
+
+Case = dict[str, Value]
+Size = Literal["tiny", "default", "full"]
+
+
+class Outcome(NamedTuple):
+    """What one run gave.
+
+    Attributes:
+        metrics: Final numbers by name; NaN where there is none.
+        curve: Columns of one length, at most some fifty entries: what a figure needs.
+    """
+
+    metrics: Mapping[str, float]
+    curve: Mapping[str, Sequence[float]] = {}
+
+
+class Report(NamedTuple):
+    """What is shown of an experiment.
+
+    Attributes:
+        text: Markdown: the verdict in a sentence or two, computed from the rows, then tables.
+        figures: Figures by what is added to the name of the file ("" for the first).
+        captions: What each figure shows; the text of its ``alt``.
+    """
+
+    text: str
+    figures: Mapping[str, Figure] = {}
+    captions: Mapping[str, str] = {}
+
+
+class Experiment(NamedTuple):
+    """One experiment.
+
+    Attributes:
+        name: That of its file.
+        title: Heading.
+        claim: What it is to show, in one sentence; the report says whether it does.
+        cases: ``cases(size)`` → what is run. A case holds everything that `run` has to know, so
+            that its results can be kept under it.
+        run: ``run(case, seeds)`` → an outcome a seed.
+        report: ``report(store)`` → what is shown of all rows.
+    """
+
+    name: str
+    title: str
+    claim: str
+    cases: Callable[[Size], list[Case]]
+    run: Callable[[Case, Sequence[int]], list[Outcome]]
+    report: Callable[[Store], Report]
+
+
+def main(experiment: Experiment, argv: list[str] | None = None) -> None:
+    """The command line of an experiment's file."""
+    parser = argparse.ArgumentParser(
+        description=f"{experiment.title}. {experiment.claim}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_options(parser)
+    options = parser.parse_args(argv)
+    if options.seeds < 2:
+        parser.error("--seeds must be at least 2: one run has no standard error")
+    store = Store(options.out, experiment.name)
+    if options.fresh:
+        store.clear()
+    run_missing(experiment, store, options.size, options.seeds)
+    print(write_report(experiment, store, options.out))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that one experiment and all of them share."""
+    add = parser.add_argument
+    add("--out", type=pathlib.Path, default=pathlib.Path("runs/experiments"),
+        help="folder of tables, figures, and of the runs that are kept")  # fmt: skip
+    add("--seeds", type=int, default=5, help="runs of every case")
+    add("--size", choices=("tiny", "default", "full"), default="default",
+        help="tiny tries the code, full wants an accelerator")  # fmt: skip
+    add("--full", dest="size", action="store_const", const="full", default=argparse.SUPPRESS,
+        help="the same as --size full")  # fmt: skip
+    add("--fresh", action="store_true", help="run again what is kept")
+
+
+def run_missing(experiment: Experiment, store: Store, size: Size, seeds: int) -> None:
+    """Runs what the store does not have; every case is saved when it is done."""
+    cases = experiment.cases(size)
+    missing = {i: store.missing(case, range(seeds)) for i, case in enumerate(cases)}
+    total = sum(len(x) for x in missing.values())
+    with tqdm(total=total, unit=" runs", desc=experiment.name, file=sys.stderr) as bar:
+        for i, case in enumerate(cases):
+            if not missing[i]:
+                continue
+            bar.set_postfix_str(" ".join(str(x) for x in case.values())[:60])
+            started, cpu = time.perf_counter(), time.process_time()
+            outcomes = experiment.run(case, missing[i])
+            each = len(outcomes)
+            cost = {
+                "seconds": (time.perf_counter() - started) / each,
+                "cpu_seconds": (time.process_time() - cpu) / each,
+            }
+            for seed, outcome in zip(missing[i], outcomes, strict=True):
+                row = {**outcome.metrics, **cost, "machine": machine()}
+                store.add(case, seed, row, outcome.curve)
+            store.save()
+            bar.update(each)
+    store.keep_only(cases)
+
+
+def write_report(experiment: Experiment, store: Store, out: pathlib.Path) -> str:
+    """Writes the page and the figures of an experiment; returns the page."""
+    report = experiment.report(store)
+    rows = store.rows
+    minutes = sum(float(row["cpu_seconds"]) for row in rows) / 60
+    machines = "; ".join(sorted({str(row["machine"]) for row in rows}))
+    seeds = len({row["seed"] for row in rows})
+    parts = [f"## {experiment.title}", f"**Claim.** {experiment.claim}"]
+    for suffix, figure in report.figures.items():
+        name = f"{experiment.name}{suffix}.png"
+        figure.savefig(out / name, dpi=110, facecolor="white")
+        parts.append(f"![{report.captions[suffix]}]({name})\n\n*{report.captions[suffix]}*")
+    command = f"python -m benchmarks.experiments {experiment.name}"
+    parts += [
+        report.text,
+        f"`{command}` makes this section ({len(rows)} runs, {seeds} seeds, {minutes:.1f} minutes of"
+        f" CPU time on {machines}); every run is a row of `{experiment.name}.csv`.",
+    ]
+    page = "\n\n".join(parts) + "\n"
+    (out / f"{experiment.name}.md").write_text(page)
+    return page
+
+
+def pick(rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Mapping[str, Any]]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row.get(name) == x for name, x in values.items())]
