@@ -1,6 +1,10 @@
 """Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, as under nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Eight devices on two busy cores may wait long for each other: slow is no failure.
 os.environ["XLA_FLAGS"] = (
