@@ -207,7 +207,8 @@ def page() -> str:
                 references(method.factory),
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    pages = ["", "```{toctree}", ":hidden:", ":glob:", "", "methods/*", "optimal_split", "```"]
+    return "\n".join(lines + pages) + "\n"
 
 
 if __name__ == "__main__":
