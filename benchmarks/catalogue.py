@@ -207,8 +207,7 @@ def page() -> str:
                 references(method.factory),
             )
             lines.append("| " + " | ".join(cells) + " |")
-    pages = ["", "```{toctree}", ":hidden:", ":glob:", "", "methods/*", "optimal_split", "```"]
-    return "\n".join(lines + pages) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def check(app, env):
     del app
     kinds = ("class", "data", "exception", "function")
     objects = env.get_domain("py").objects
-    documented = {name for name, entry in objects.items() if entry.objtype in kinds}
+    documented = {x for x, entry in objects.items() if entry.objtype in kinds and not entry.aliased}
     log = logging.getLogger(__name__)
     for name in sorted(public_names() - documented):
         log.warning("%s is public, and not on the API page", name)

@@ -29,10 +29,10 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 exclude_patterns = [
     "_build",
+    "jupyter_execute",
     "measure_cost.md",  # included
     "results/*",  # included
 ]
-suppress_warnings = ["toc.empty_glob"]  # pages that are found by pattern
 
 html_theme = "sphinx_book_theme"
 html_title = "adaoptax"
@@ -57,24 +57,28 @@ def of_sources() -> str:
 
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache" / of_sources())
 
+# What commands write may be missing in a fresh clone: the pages then name the command.
 RESULT = re.compile(r"```\{include\} results/(\w+)\.md\n.*?```\n", re.DOTALL)
+WRITTEN_PAGES = re.compile(r"^(?:does_it_work_with_adam|reliability)\n", re.MULTILINE)
 
 
-def results_that_exist(app, docname, source):
-    """Puts a sentence in the place of an experiment that was not run yet."""
+def without_missing(app, docname, source):
+    """Takes what was not written yet out of the pages that show it."""
     del app
     if docname == "results":
         source[0] = RESULT.sub(result_or_command, source[0])
+    if docname == "index":
+        exists = lambda line: (HERE / f"{line[0].strip()}.md").exists()
+        source[0] = WRITTEN_PAGES.sub(lambda x: x[0] if exists(x) else "", source[0])
 
 
-def result_or_command(include: re.Match) -> str:
+def result_or_command(include):
     """The directive itself, or how to make what it includes."""
     name = include[1]
     if (HERE / "results" / f"{name}.md").exists():
         return include[0]
-    return (
-        f"## {name}\n\nNot run yet: `python -m benchmarks.experiments {name} --out docs/results`.\n"
-    )
+    command = f"python -m benchmarks.experiments {name} --out docs/results"
+    return f"## {name}\n\nNot run yet: `{command}`.\n"
 
 
 def setup(app):
@@ -83,4 +87,4 @@ def setup(app):
         True if type(obj).__name__ == "_tuplegetter" else skip
     )
     app.connect("autodoc-skip-member", is_field)
-    app.connect("source-read", results_that_exist)
+    app.connect("source-read", without_missing)
