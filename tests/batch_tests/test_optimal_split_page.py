@@ -1,4 +1,4 @@
-"""The code of docs/methods/optimal_split.md runs as it stands, and its numbers are those of the command."""
+"""The code of the page on the optimal split runs, and its numbers are those of the command."""
 
 import re
 from pathlib import Path
