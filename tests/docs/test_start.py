@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from follow_start import PROGRAM, commands, program
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / ".ci"))
-from follow_start import PROGRAM, commands, program  # noqa: E402
 
 
 def test_the_commands_install_and_run_the_program() -> None:

@@ -4,7 +4,7 @@ import pathlib
 import re
 import subprocess
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "start.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "start.md"
 PROGRAM = "first.py"
 COMMANDS = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CELL = re.compile(r"^```\{code-cell\} python\n(.*?)^```", re.DOTALL | re.MULTILINE)
