@@ -38,7 +38,12 @@ html_theme = "sphinx_book_theme"
 html_title = "adaoptax"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "navbar_persistent": [],  # the sidebar has the search
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+}
 
 # Pages that begin with a kernel are run. What they printed is kept for as long as neither they nor
 # the package change; an error in a cell fails the build.

@@ -25,11 +25,10 @@ def test_the_program_prints_and_draws_what_the_page_says(tmp_path: pathlib.Path)
         env={"PATH": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     fixed, grown, where = done.stdout.splitlines()
-    line = r": 43,200 examples in ([\d,]+) updates, last batch (\d+), test accuracy (.+) %"
+    line = r": 43,200 examples in ([\d,]+) updates, test accuracy (.+) %"
     first, second = re.findall(line, fixed + grown)
-    assert first[:2] == ("1,350", "32")
+    assert first[0] == "1,350"
     assert int(second[0]) < 300  # "a fraction of the updates"
-    assert int(second[1]) > 32
-    assert min(float(first[2]), float(second[2])) > 95
+    assert min(float(first[1]), float(second[1])) > 95
     assert where == "The picture is in first.png"
     assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
