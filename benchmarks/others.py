@@ -190,7 +190,7 @@ def main() -> None:
     places = ", ".join(map(str, LOOK_AT))
     print(f"gain before the change (truth {truth(BEFORE):.2f}), and {places} steps after it"
           f" (truth {truth(AFTER):.2f})")  # fmt: skip
-    rows = {"adaoptax": adaoptax_gains}
+    rows: dict[str, Callable[[], list[float]]] = {"adaoptax": adaoptax_gains}
     if importlib.util.find_spec("fairscale") is None:
         print("  fairscale is not installed")
     else:
