@@ -63,20 +63,20 @@ def lower_bounds(extras: Sequence[str] = ("test",)) -> dict[str, str]:
     return bounds
 
 
-def environment(which: str, folder: pathlib.Path) -> pathlib.Path:
+def environment(which: str, folder: pathlib.Path) -> str:
     """The python of an environment with that set of releases, made where there is none."""
-    python = folder / which / "bin" / "python"
-    if not python.exists():
+    python = str(folder / which / "bin" / "python")
+    if not pathlib.Path(python).exists():
         subprocess.run([sys.executable, "-m", "venv", folder / which], check=True)
     constraints = folder / f"{which}.txt"
     pinned = lower_bounds() if which == "oldest" else {}
     constraints.write_text("".join(f"{name}=={bound}\n" for name, bound in pinned.items()))
-    install = [python, "-m", "pip", "install", "--quiet", "--upgrade", "-c", constraints]
+    install = [python, "-m", "pip", "install", "--quiet", "--upgrade", "-c", str(constraints)]
     subprocess.run([*install, f"{ROOT}[test]"], check=True)
     return python
 
 
-def installed(python: pathlib.Path) -> dict[str, str]:
+def installed(python: str) -> dict[str, str]:
     """The releases that an environment has, of the packages in the table."""
     code = f"import importlib.metadata as m; print(*map(m.version, {SHOWN!r}))"
     out = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
