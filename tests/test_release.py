@@ -15,7 +15,8 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", VERSION)
     assert adaoptax.__version__ == VERSION
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    assert cited and cited[1] == VERSION
+    assert cited
+    assert cited[1] == VERSION
 
 
 def test_the_changelog_has_the_version_or_what_is_not_released_yet() -> None:

@@ -113,7 +113,7 @@ def adamw_with_batch(
     eps_root: Scalar = 0.0,
     mu_dtype: DTypeLike | None = None,
     weight_decay: Scalar = 1e-4,
-    mask: Any | Callable[[Any], Any] | None = None,
+    mask: ArrayTree | Callable[[ArrayTree], ArrayTree] | None = None,
     *,
     nesterov: bool = False,
     rule: str = "half-life",
