@@ -62,19 +62,20 @@ def of_sources() -> str:
 
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache" / of_sources())
 
-# What commands write may be missing in a fresh clone: the pages then name the command.
+# What commands write may be missing in a clone: pages then do without it, or name the command.
 RESULT = re.compile(r"```\{include\} results/(\w+)\.md\n.*?```\n", re.DOTALL)
-WRITTEN_PAGES = re.compile(r"^(?:does_it_work_with_adam|reliability)\n", re.MULTILINE)
+WRITTEN_PAGES = ("does_it_work_with_adam", "reliability")
 
 
 def without_missing(app, docname, source):
-    """Takes what was not written yet out of the pages that show it."""
+    """Takes what was not written yet out of the pages that show it or lead to it."""
     del app
     if docname == "results":
         source[0] = RESULT.sub(result_or_command, source[0])
-    if docname == "index":
-        exists = lambda line: (HERE / f"{line[0].strip()}.md").exists()
-        source[0] = WRITTEN_PAGES.sub(lambda x: x[0] if exists(x) else "", source[0])
+    for page in WRITTEN_PAGES:
+        if not (HERE / f"{page}.md").exists():
+            as_text = re.sub(rf"\[([^]]+)\]\((?:\.\./)*{page}\.md\)", r"\1", source[0])
+            source[0] = re.sub(rf"^{page}\n", "", as_text, flags=re.MULTILINE)  # of a toctree
 
 
 def result_or_command(include):

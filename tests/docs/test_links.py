@@ -7,6 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN_BY_COMMANDS = {"does_it_work_with_adam.md", "reliability.md"}  # see docs/conf.py
 LINK = re.compile(r"\]\(([^)\s]+)\)|^```\{image\} (\S+)", re.MULTILINE)
 
 
@@ -33,8 +34,8 @@ def targets(page: pathlib.Path) -> list[str]:
     "page", [page for page in PAGES if "_build" not in page.parts], ids=lambda page: page.name
 )
 def test_relative_links_lead_somewhere(page: pathlib.Path) -> None:
-    missing = [target for target in targets(page) if not (page.parent / target).exists()]
-    assert not missing
+    missing = {target for target in targets(page) if not (page.parent / target).exists()}
+    assert {pathlib.Path(target).name for target in missing} <= WRITTEN_BY_COMMANDS
 
 
 def test_links_are_found_and_code_is_not() -> None:
