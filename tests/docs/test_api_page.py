@@ -25,6 +25,6 @@ def test_rooms_are_documented_whole_or_by_name() -> None:
         assert found is not None
         further = set(getattr(adaoptax, room).__all__) - set(adaoptax.__all__)
         assert set(found[1].split(", ")) == further
-    assert all(f"adaoptax.typing.{name}\n" in text for name in adaoptax.typing.__all__)
+    assert all(f".. py:data:: {name}\n" in text for name in adaoptax.typing.__all__)
     for room in ("batch_tests", "scaling"):
         assert set(getattr(adaoptax, room).__all__) <= set(adaoptax.__all__)
