@@ -63,9 +63,11 @@ class Browser:
         while found.get("ready") != page.as_uri():
             await asyncio.sleep(0.05)
             reply = await self.call("Runtime.evaluate", expression=MEASURE, returnByValue=True)
-            found = reply["result"]["value"]
+            found = reply["result"].get("value", {})  # nothing while it begins
         if picture is not None:
             taken = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+            if "data" not in taken:  # longer than a picture can be
+                taken = await self.call("Page.captureScreenshot")
             picture.write_bytes(base64.b64decode(taken["data"]))
         return found
 
@@ -91,6 +93,11 @@ async def look_at(pages, port, out):
     return wrong
 
 
+def every_page():
+    """The pages themselves, without the files of the theme."""
+    return sorted(page for page in BUILT.rglob("*.html") if "_static" not in page.parts)
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Looks at built pages in a real browser.")
@@ -100,7 +107,7 @@ def main():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         parser.exit(message="No Chromium on the path: nothing was looked at.\n")
-    pages = [BUILT / f"{name}.html" for name in options.pages] or sorted(BUILT.rglob("*.html"))
+    pages = [BUILT / f"{name}.html" for name in options.pages] or every_page()
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
