@@ -102,8 +102,9 @@ def matches(pattern: str, case: Case) -> bool:
         return any(what == EXAMPLES for what, _ in case.tried)
     if test == "[refusals]":
         return every_test().get((case.file, case.test), False)
-    # With brackets of another kind: those of parameters are special to fnmatch, and to names.
-    return not test or fnmatch.fnmatchcase(f"{case.test}({case.parameters})", f"{test}*")
+    # Round brackets for parameters: square ones mean something to fnmatch.
+    name = f"{case.test}({case.parameters})" if "(" in test else case.test
+    return not test or fnmatch.fnmatchcase(name, test)
 
 
 EXAMPLES = "examples drawn"
@@ -115,7 +116,7 @@ def often(cases: Sequence[Case]) -> str:
     for what, times in (each for case in cases for each in case.tried):
         counted[what] += times
     parts = [f"{len(cases):,} case{'s' * (len(cases) != 1)}"]
-    return ", ".join(parts + [f"{times:,} {what}" for what, times in counted.items()])
+    return ", ".join(parts + [f"{times:,} {what}" for what, times in sorted(counted.items())])
 
 
 def what_happened(topic: Topic, cases: Sequence[Case]) -> str:
@@ -188,6 +189,7 @@ def _releases() -> list[str]:
 def _not_tried(cases: Sequence[Case]) -> list[str]:
     reasons = collections.Counter(case.reason for case in cases if case.outcome == "skipped")
     lines = [
+        "- Accelerators: this run was on CPUs, its devices were virtual ones.",
         "- Operating systems other than Linux, Python before 3.11, file systems over a network.",
         "- More than one machine: processes and devices here share one, over loopback.",
         "- Power loss: `kill -9` ends the process, not the operating system's cache.",

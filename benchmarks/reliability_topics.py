@@ -1,7 +1,7 @@
 """What the tests try, by the tests that try it: the rows of `benchmarks.reliability`.
 
-A pattern is a file of tests, or ``file::test``, below ``tests/``, where ``*`` stands for anything
-(also for the parameters in brackets). What happened is what these tests assert.
+A pattern is a file of tests, ``file::test`` or ``file::test(parameters)``, below ``tests/``, where
+``*`` stands for anything. What happened is what these tests assert.
 """
 
 from typing import NamedTuple
@@ -168,14 +168,18 @@ TOPICS: dict[str, tuple[Topic, ...]] = {
         Topic(
             "float16 and bfloat16 gradients, parameters and moments",
             "statistics in float32: nothing overflows, types stay",
-            ("*::*float16*", "*::*low_precision*"),
+            ("*::*float16*", "*::*(*float16*", "*::*low_precision*"),
         ),
         Topic(
             "float64 gradients and clocks",
             "float64 statistics, equal to NumPy's",
-            ("*::*float64*",),
+            ("*::*float64*", "*::*(*float64*"),
         ),
-        Topic("Complex parameters", "counted by their squared modulus", ("*::*complex*",)),
+        Topic(
+            "Complex parameters",
+            "counted by their squared modulus",
+            ("*::*complex*", "*::*(*complex*"),
+        ),
         Topic(
             "Random settings of schedules, policies, gains and formulas, by hypothesis",
             "the stated property holds for all",

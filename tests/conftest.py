@@ -86,7 +86,7 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Puts the number of examples that hypothesis drew into the report file."""
-    drawn = re.findall(r"(\d+) passing examples", getattr(item, "hypothesis_statistics", ""))
+    drawn = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
     if drawn:
         item.user_properties.append(("examples drawn", sum(map(int, drawn))))
 
