@@ -26,7 +26,7 @@ def test_the_program_prints_and_draws_what_the_page_says(tmp_path: pathlib.Path)
     )  # fmt: skip
     fixed, grown, where = done.stdout.splitlines()
     line = r": 43,200 examples in ([\d,]+) updates, test accuracy (.+) %"
-    first, second = re.findall(line, fixed + grown)
+    first, second = re.findall(line, f"{fixed}\n{grown}")
     assert first[0] == "1,350"
     assert int(second[0]) < 300  # "a fraction of the updates"
     assert min(float(first[1]), float(second[1])) > 95
