@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-ArrayTree = Any
+from adaoptax.typing import ArrayTree as ArrayTree
 
 
-def widen(x: jax.Array) -> jax.Array:
+def widen(x: ArrayLike) -> jax.Array:
     """Casts one leaf to at least float32 (float64 and complex leaves keep their kind)."""
     return jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32))
 

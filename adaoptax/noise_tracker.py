@@ -23,6 +23,7 @@ from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.ratio_interval import check_level, ratio_interval
 from adaoptax.stats import GradientStats, check_stats, measured, require_coordinate_variance
+from adaoptax.typing import Scalar
 
 NUM_BLOCKS = 32
 MIN_BLOCKS = 8  # a standard error from fewer is worth little
@@ -73,7 +74,7 @@ class NoiseScaleEstimate(NamedTuple):
 
 
 def track_noise_scale(
-    horizon: Any, *, per_layer: bool = False
+    horizon: Scalar, *, per_layer: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Tracks the gradient noise scale over the last `horizon` examples.
 
@@ -230,7 +231,7 @@ def _add(
     )
 
 
-def noise_scale_estimate(opt_state: Any, *, level: Any = 0.95) -> NoiseScaleEstimate:
+def noise_scale_estimate(opt_state: ArrayTree, *, level: Scalar = 0.95) -> NoiseScaleEstimate:
     r"""The noise scale that `track_noise_scale` has seen, and how well it is known.
 
     The interval is Fieller's, with the standard errors of a jackknife over time: the ratio with one
@@ -270,7 +271,9 @@ def noise_scale_estimate(opt_state: Any, *, level: Any = 0.95) -> NoiseScaleEsti
     return jax.tree.map(lambda x: x[0], _estimates(_tracker(opt_state), level))
 
 
-def noise_scale_by_layer(opt_state: Any, params: ArrayTree, *, level: Any = 0.95) -> ArrayTree:
+def noise_scale_by_layer(
+    opt_state: ArrayTree, params: ArrayTree, *, level: Scalar = 0.95
+) -> ArrayTree:
     """The noise scale of every single array of the parameters.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests import BatchTestState, required_batch_size
 from adaoptax.noise_tracker import TrackNoiseScaleState, noise_scale_estimate
 from adaoptax.scaling import ScaleByAdaScaleState
@@ -12,7 +13,7 @@ from adaoptax.stats import GradientStats, measured, noise_scale, signal
 
 
 def observables(
-    loss: jax.Array, stats: GradientStats, opt_state: Any = None
+    loss: jax.Array, stats: GradientStats, opt_state: ArrayTree | None = None
 ) -> dict[str, jax.Array]:
     """Collects the scalars of one step that `AdaptiveLoop` decides by and records.
 

@@ -1,6 +1,7 @@
 """What a batch costs on the host: microseconds an example, and ratios to the source's own reads.
 
-Run ``python -m benchmarks.loader``; it prints the tables of `docs/sources.md` in a few minutes.
+Run ``python -m benchmarks.loader``; in a few minutes it prints the tables of
+`docs/guide/sources.md`.
 Examples are 28 x 28 float32, read in random order; the micro-batch has 64.
 """
 

@@ -1,6 +1,6 @@
 """Why (θ, ν) = (0.9, 5.84) practically never fires in high dimension: the figure of the docs.
 
-    python -m benchmarks.optimal_split [--out docs]
+    python -m benchmarks.optimal_split [--out docs/methods]
 
 Left: how often each test asks for a larger batch on **pure noise** (a true gradient of zero), by
 dimension. Middle and right: batch size and distance to the solution along runs on a noisy quadratic
@@ -150,7 +150,7 @@ def table(shares: dict[str, list[float]], runs: dict[str, Any]) -> str:
 def main() -> None:
     """Runs, prints the tables and saves the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/methods"))
     out = parser.parse_args().out
     on_noise = {
         PUBLISHED: augmented_inner_product_test(0.9, 5.84, signal="plug-in"),

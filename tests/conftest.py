@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
 
 import os
+import re
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, as under nohup
@@ -79,6 +80,19 @@ def numpy_stats() -> Callable[..., tuple[Any, GradientStats]]:
     not lean on the code that measures them. `rows` is a pytree of group means, one a row.
     """
     return _numpy_stats
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
+    """``tried("kills", 20)``: how often a test did it, for the reliability report."""
+    return lambda what, times: request.node.user_properties.append((what, times))
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Puts the number of examples that hypothesis drew into the report file."""
+    drawn = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
+    if drawn:
+        item.user_properties.append(("examples drawn", sum(map(int, drawn))))
 
 
 class Compilations:

@@ -70,38 +70,3 @@ def test_a_bad_option_is_one_sentence(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 2
     assert "--batch-size" in done.stderr.splitlines()[-1]
-
-
-def python_blocks(path: pathlib.Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
-
-
-PAGES = [
-    "README.md",
-    "docs/accumulating.md",
-    "docs/checkpoints.md",
-    "docs/loop.md",
-    "docs/measuring.md",
-    "docs/processes.md",
-    "docs/schedules.md",
-    "docs/seeing.md",
-    "docs/sharp_edges.md",
-    "docs/sources.md",
-]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_code_on_the_pages_runs(
-    page: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # some pages write files
-    blocks = python_blocks(ROOT / page)
-    assert blocks
-    namespace: dict = {"__name__": page}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
-
-
-def test_the_readme_snippet_is_short() -> None:
-    first = python_blocks(ROOT / "README.md")[0].strip().splitlines()
-    assert len(first) <= 30

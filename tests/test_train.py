@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -127,7 +127,9 @@ LONG = ["--examples", "240000", "--width", "16", "--max-batch-size", "64", "--ba
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path: pathlib.Path) -> None:
+def test_twenty_kills_at_random_moments_change_nothing(
+    tmp_path: pathlib.Path, tried: Callable[[str, int], None]
+) -> None:
     expected = tmp_path / "whole"
     run(expected, *LONG)
     out, seed = tmp_path / "killed", random.SystemRandom().randrange(2**32)
@@ -149,6 +151,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: pathlib.Path) -
     assert 100 < reached < len(records(expected)), f"kills have to spread over the run, {seed=}"
     assert summary(out) == summary(expected), f"{seed=}"
     assert records(out) == records(expected), f"{seed=}"
+    tried("kills", kills)
 
 
 def test_a_dry_run_says_what_would_run_and_touches_nothing(

@@ -1,7 +1,5 @@
 """The augmented inner-product test: agreement along the gradient, and little noise across it."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 
@@ -9,17 +7,18 @@ from adaoptax import _validate
 from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
 from adaoptax.batch_tests.inner_product import leave_one_out_along, required_along, variance_along
 from adaoptax.stats import orthogonal_variance
+from adaoptax.typing import Scalar
 
 
 def augmented_inner_product_test(
-    theta: Any,
-    nu: Any,
+    theta: Scalar,
+    nu: Scalar,
     *,
     leave_one_out: bool = False,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size that passes the inner-product **and** the orthogonality test.
 

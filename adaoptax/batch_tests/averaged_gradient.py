@@ -10,6 +10,7 @@ from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.framework import AveragedGradient, BatchTestState
 from adaoptax.stats import GradientStats, check_stats, measured
+from adaoptax.typing import Scalar
 
 
 class AveragedGradientState(NamedTuple):
@@ -31,7 +32,7 @@ class AveragedGradientState(NamedTuple):
 
 
 def averaged_gradient(
-    test: optax.GradientTransformationExtraArgs, window: Any = 10, gamma: Any = 0.38
+    test: optax.GradientTransformationExtraArgs, window: Scalar = 10, gamma: Scalar = 0.38
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets a batch test look at a mean of the last gradients where one batch is too noisy.
 

@@ -10,16 +10,17 @@ from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.framework import SIGNALS, Formula, Terms, batch_test
 from adaoptax.stats import GradientStats, ratio, require_coordinate_variance
+from adaoptax.typing import Scalar
 
 
 def coordinate_test(
-    eta: Any,
+    eta: Scalar,
     *,
-    coverage: Any = 0.9,
+    coverage: Scalar = 0.9,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size at which single coordinates are known to a relative accuracy `eta`.
 

@@ -14,16 +14,17 @@ from adaoptax.stats import (
     require_inner_product_variance,
     require_leave_one_out_variance,
 )
+from adaoptax.typing import Scalar
 
 
 def inner_product_test(
-    theta: Any,
+    theta: Scalar,
     *,
     leave_one_out: bool = False,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size at which per-example gradients agree with the mean along it.
 

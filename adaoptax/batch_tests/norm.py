@@ -1,20 +1,19 @@
 """The norm test: is the mean gradient known to a relative accuracy of η?"""
 
-from typing import Any
-
 import optax
 
 from adaoptax import _validate
 from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
+from adaoptax.typing import Scalar
 
 
 def norm_test(
-    eta: Any,
+    eta: Scalar,
     *,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size at which the standard error of the gradient is `eta` times its norm.
 

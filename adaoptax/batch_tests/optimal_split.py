@@ -1,7 +1,5 @@
 """The optimal split of one tolerance between noise along the gradient and noise across it."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,17 +19,18 @@ from adaoptax.stats import (
     ratio,
     require_inner_product_variance,
 )
+from adaoptax.typing import Scalar
 
 _MEANING = "it is the tolerated relative error of the gradient; 0.1 to 1 is usual."
 
 
 def optimal_split(
-    epsilon: Any,
+    epsilon: Scalar,
     *,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The augmented inner-product test whose two tolerances come from one, as the noise lies.
 
@@ -98,7 +97,7 @@ def optimal_split(
 
 
 def split_tolerances(
-    stats: GradientStats, epsilon: Any, *, signal: str = "debiased"
+    stats: GradientStats, epsilon: Scalar, *, signal: str = "debiased"
 ) -> tuple[jax.Array, jax.Array]:
     r"""The pair :math:`(\theta, \nu)` that `optimal_split` takes on these statistics.
 
@@ -135,4 +134,4 @@ def split_tolerances(
     along = require_inner_product_variance(stats) / jnp.where(known, sq_signal, jnp.nan)
     across = orthogonal_variance(stats)
     share = ratio(along, along + across)
-    return epsilon * jnp.sqrt(share), epsilon * jnp.sqrt(1 - share)
+    return jnp.sqrt(share) * epsilon, jnp.sqrt(1 - share) * epsilon

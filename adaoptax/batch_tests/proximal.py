@@ -18,6 +18,7 @@ from adaoptax.batch_tests.framework import (
     tolerated,
 )
 from adaoptax.stats import GradientStats
+from adaoptax.typing import Scalar
 
 
 class ProximalTestState(NamedTuple):
@@ -33,13 +34,13 @@ class ProximalTestState(NamedTuple):
 
 
 def proximal_test(
-    theta: Any,
+    theta: Scalar,
     *,
     learning_rate: optax.ScalarOrSchedule = 1.0,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size at which the gradient is known as well as the *complete step* needs.
 

@@ -18,16 +18,17 @@ from adaoptax.batch_tests.proximal import (
     with_step_size,
 )
 from adaoptax.stats import GradientStats
+from adaoptax.typing import Scalar
 
 
 def proximal_inner_product_test(
-    theta: Any,
+    theta: Scalar,
     *,
     learning_rate: optax.ScalarOrSchedule = 1.0,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""States the batch size at which per-example gradients agree along the complete step.
 

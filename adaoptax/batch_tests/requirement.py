@@ -1,14 +1,13 @@
 """Reading the required batch size out of any optimizer state."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.framework import BatchTestState
 
 
-def required_batch_size(opt_state: Any) -> jax.Array:
+def required_batch_size(opt_state: ArrayTree) -> jax.Array:
     """The largest batch size that any batch test in `opt_state` requires.
 
     Args:

@@ -8,7 +8,10 @@ from typing import Any
 
 from flax.training import train_state
 
+from adaoptax._tree import ArrayTree
 from adaoptax.extra_args import bind_extra_args
+
+__all__ = ["TrainState"]
 
 
 class TrainState(train_state.TrainState):
@@ -25,7 +28,7 @@ class TrainState(train_state.TrainState):
         1
     """
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: ArrayTree, **kwargs: Any) -> "TrainState":
         """Updates step, parameters and optimizer state.
 
         Args:

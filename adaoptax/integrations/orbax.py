@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from adaoptax._numbers import whole_number
+from adaoptax._tree import ArrayTree
 from adaoptax.integrations._checkpoint_checks import (
     examples_seen,
     one_line,
@@ -32,6 +33,8 @@ from adaoptax.integrations._state_leaves import (
 )
 from adaoptax.loop.background import BackgroundThread
 from adaoptax.loop.plain import from_plain, to_plain
+
+__all__ = ["Checkpointer"]
 
 State = TypeVar("State")
 
@@ -229,7 +232,7 @@ class Checkpointer:
         self._next_save = wanted + self._every
         return with_leaves(state, arrays)
 
-    def after_step(self, state: Any, loop: Any) -> bool:
+    def after_step(self, state: ArrayTree, loop: Any) -> bool:
         """Saves when it is time to, and says whether to stop; call it after every step.
 
         Args:
@@ -259,7 +262,7 @@ class Checkpointer:
             self._start(state, loop, warn=self._alone)
         return False
 
-    def save(self, state: Any, loop: Any) -> None:
+    def save(self, state: ArrayTree, loop: Any) -> None:
         """Saves now, and returns when the checkpoint is on the disk.
 
         A step that has a checkpoint is not saved again.

@@ -28,6 +28,8 @@ from adaoptax.integrations.run_columns import (
 )
 from adaoptax.loop.json_lines import read_json_lines
 
+__all__ = ["plot_run"]
+
 COLORS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#555555")
 
 X_LABELS = {"examples": "examples seen", "steps": "updates", "seconds": "seconds of training"}

@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+__all__ = ["ProgressBar"]
+
 
 class ProgressBar:
     """Shows the examples seen, the batch size, what it should be and the loss: a callback.

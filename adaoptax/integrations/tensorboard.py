@@ -16,6 +16,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from adaoptax import _validate
 from adaoptax.loop.append_file import AppendFile
 
+__all__ = ["TensorBoard"]
+
 
 class TensorBoard:
     """Writes every number of every record to an event file: a callback of the training loop.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from adaoptax._tree import ArrayTree
 from adaoptax.loop.ahead import (
     Compiled,
     Progress,
@@ -49,7 +50,9 @@ class AccumulatedStep(abc.ABC):
         """Row counts for ``BatchLoader(pad_to=...)``: one program each; None for any number."""
         return self._micro_batches.capacities
 
-    def __call__(self, state: Any, batch: Batch | Sequence[Batch], *args: Any) -> tuple[Any, Any]:
+    def __call__(
+        self, state: ArrayTree, batch: Batch | Sequence[Batch], *args: Any
+    ) -> tuple[Any, Any]:
         """Takes one step.
 
         Args:
@@ -80,7 +83,9 @@ class AccumulatedStep(abc.ABC):
         check_batch(batch)
         return self._place(batch)
 
-    def compile(self, state: Any, example: Any, *args: Any, progress: Progress = True) -> None:
+    def compile(
+        self, state: ArrayTree, example: ArrayTree, *args: Any, progress: Progress = True
+    ) -> None:
         """Compiles all programs now, so that no later step does.
 
         Args:
@@ -94,7 +99,7 @@ class AccumulatedStep(abc.ABC):
         self._compile(state, example, args, progress)
 
     def fit(
-        self, state: Any, example: Any, *args: Any, memory_bytes: int | None = None
+        self, state: ArrayTree, example: ArrayTree, *args: Any, memory_bytes: int | None = None
     ) -> int | None:
         """The largest batch whose program fits in memory, by what the compiler says of it.
 

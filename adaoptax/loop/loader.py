@@ -8,11 +8,13 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from adaoptax._numbers import real_number, round_up, whole_number
+from adaoptax._tree import ArrayTree
 from adaoptax.loop.capacities import checked_max, checked_pad_to
 from adaoptax.loop.rows import pad_rows
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
 from adaoptax.loop.share import share_of
 from adaoptax.loop.streams import open_stream
+from adaoptax.typing import Scalar
 
 _VERSION = 1
 
@@ -27,7 +29,7 @@ class Batch(NamedTuple):
             all: of the first of the batch).
     """
 
-    data: Any
+    data: ArrayTree
     mask: np.ndarray
 
     @property
@@ -153,7 +155,7 @@ class BatchLoader:
         self._num_examples, self._num_rows = num_examples, num_rows
         return batch
 
-    def resize(self, n: Any) -> int:
+    def resize(self, n: Scalar) -> int:
         """Sets how many examples the next batch shall have.
 
         It takes effect at the very next `next`; nothing that was prefetched becomes stale.

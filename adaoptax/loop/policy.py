@@ -9,6 +9,7 @@ from adaoptax._validate import is_number
 from adaoptax.loop.bounds import Bounds, SizeOrSchedule
 from adaoptax.loop.grid import make_grid
 from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.typing import Scalar
 
 _VERSION = 1
 
@@ -165,7 +166,7 @@ class GrowthPolicy:
         """What the last update decided, a word of the table; None before the first."""
         return self._decision
 
-    def update(self, required_batch_size: Any, num_examples: int | None = None) -> int:
+    def update(self, required_batch_size: Scalar | None, num_examples: int | None = None) -> int:
         """Takes the requirement of one step and decides the size of the next batch.
 
         Args:

@@ -28,6 +28,7 @@ from adaoptax.measure.varying import (
     varying_axes,
 )
 from adaoptax.stats import GradientStats
+from adaoptax.typing import Scalar
 
 STATISTICS = ("norm", "coordinate")
 
@@ -35,7 +36,7 @@ STATISTICS = ("norm", "coordinate")
 def stats_from_axis(
     local_grads: ArrayTree,
     axis_name: AxisName,
-    local_batch_size: Any,
+    local_batch_size: Scalar,
     *,
     local_stats: GradientStats | None = None,
     statistics: tuple[str, ...] = ("norm",),

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
@@ -26,7 +27,7 @@ def directional(
     *args: Any,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
-    mask: Any = None,
+    mask: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The inner product of every per-example gradient with `direction`, by one jvp.
 
@@ -107,7 +108,9 @@ def _like(params: ArrayTree, direction: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda p, v: jnp.asarray(v).astype(jnp.result_type(p)), params, direction)
 
 
-def leave_one_out(inner_products: Any, sq_norms: Any, *, mask: Any = None) -> jax.Array:
+def leave_one_out(
+    inner_products: ArrayLike, sq_norms: ArrayLike, *, mask: ArrayLike | None = None
+) -> jax.Array:
     r"""Inner product of every example's gradient with the mean of the **others**.
 
     .. math:: \langle g_i, g_{-i} \rangle

@@ -48,7 +48,7 @@ class MicroSteps(NamedTuple):
 
     init: Callable[..., MicroStepsState]
     add: Callable[..., MicroStepsState]
-    finish: Callable[..., Any]
+    finish: Callable[..., tuple[Any, ArrayTree, GradientStats]]
 
 
 def micro_steps(

@@ -22,8 +22,6 @@ With the diagonal of the Hessian for P the noise scale is McCandlish's
 :math:`\operatorname{tr}(H \Sigma) / G^\top H G` instead of its simple form.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,10 +29,11 @@ import optax
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree, widen
 from adaoptax.scaling.adam import ScaleByAdamWithBatchState
+from adaoptax.typing import Scalar
 
 
 def adam_preconditioner(
-    opt_state: Any, *, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+    opt_state: ArrayTree, *, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0
 ) -> ArrayTree:
     r"""The factor by which Adam multiplies each entry of the gradient, from its second moment.
 

@@ -1,7 +1,5 @@
 """Statistics from group gradients that the user has already stacked."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,12 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.rows import count_rows
 from adaoptax.stats import GradientStats
+from adaoptax.typing import Scalar
 
 
 def stats_from_groups(
     group_grads: ArrayTree,
-    group_size: Any,
+    group_size: Scalar,
     *,
     statistics: tuple[str, ...] = ("norm", "inner"),
     preconditioner: ArrayTree | None = None,

@@ -9,6 +9,7 @@ from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.default import default_method
 from adaoptax.measure.loss import Measured, Method, check_method, make_loss
+from adaoptax.stats import GradientStats
 
 
 def value_grad_and_stats(
@@ -17,7 +18,7 @@ def value_grad_and_stats(
     *,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, ArrayTree, GradientStats]]:
     """Turns a mean loss into a function that returns loss, gradient and gradient statistics.
 
     Args:
@@ -83,7 +84,7 @@ def value_grad_and_stats(
         mask: Any = None,
         due: Any = None,
         preconditioner: ArrayTree | None = None,
-    ) -> Any:
+    ) -> tuple[Any, ArrayTree, GradientStats]:
         loss.check_keys(args)
         described = loss._replace(due=due, metric=as_metric(preconditioner, params))
         chosen = method or default_method(described, params, batch, args, mask)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.directional import directional
@@ -20,7 +21,7 @@ def variance_along(
     *args: Any,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
-    mask: Any = None,
+    mask: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The unbiased variance over examples of the inner product with `direction`.
 

@@ -1,5 +1,6 @@
 """The proximal gradient step as an Optax optimizer."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.proximal import proximal_test
 from adaoptax.prox.operators import Prox, as_prox
+from adaoptax.typing import Scalar
 
 
 class ProximalGradientState(NamedTuple):
@@ -23,7 +25,10 @@ class ProximalGradientState(NamedTuple):
 
 
 def proximal_gradient(
-    prox: Any, learning_rate: optax.ScalarOrSchedule, *, theta: Any = None
+    prox: Prox | Callable[..., ArrayTree],
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    theta: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Proximal gradient descent: a gradient step, then the proximal operator.
 

@@ -18,6 +18,7 @@ import optax
 
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree
+from adaoptax.typing import Scalar
 
 
 class Prox(NamedTuple):
@@ -30,11 +31,11 @@ class Prox(NamedTuple):
     """
 
     name: str
-    apply: Callable[[ArrayTree, Any], ArrayTree]
+    apply: Callable[[ArrayTree, Scalar], ArrayTree]
     is_projection: bool
 
 
-def l1(strength: Any) -> Prox:
+def l1(strength: Scalar) -> Prox:
     r"""Soft thresholding: the operator of :math:`\lambda \lVert x \rVert_1`.
 
     .. math:: \operatorname{sign}(x) \max(|x| - \alpha \lambda, 0)
@@ -72,7 +73,7 @@ def l1(strength: Any) -> Prox:
     return Prox("l1", apply, is_projection=False)
 
 
-def box(lower: Any = None, upper: Any = None) -> Prox:
+def box(lower: ArrayTree = None, upper: ArrayTree = None) -> Prox:
     """Projection on lower ≤ x ≤ upper, coordinate by coordinate (`optax.projections`).
 
     Args:
@@ -107,7 +108,7 @@ def box(lower: Any = None, upper: Any = None) -> Prox:
     return _projection("box", project)
 
 
-def simplex(scale: Any = 1.0) -> Prox:
+def simplex(scale: Scalar = 1.0) -> Prox:
     r"""Projection on :math:`x \ge 0, \sum x = \text{scale}` over all tensors together.
 
     Args:
@@ -129,7 +130,7 @@ def simplex(scale: Any = 1.0) -> Prox:
     return _projection("simplex", lambda p: optax.projections.projection_simplex(p, scale))
 
 
-def l2_ball(radius: Any = 1.0) -> Prox:
+def l2_ball(radius: Scalar = 1.0) -> Prox:
     r"""Projection on :math:`\lVert x \rVert_2 \le \text{radius}` over all tensors together.
 
     Args:
@@ -151,7 +152,7 @@ def l2_ball(radius: Any = 1.0) -> Prox:
     return _projection("l2_ball", lambda p: optax.projections.projection_l2_ball(p, radius))
 
 
-def l1_ball(radius: Any = 1.0) -> Prox:
+def l1_ball(radius: Scalar = 1.0) -> Prox:
     r"""Projection on :math:`\lVert x \rVert_1 \le \text{radius}` over all tensors together.
 
     Args:

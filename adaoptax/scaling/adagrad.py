@@ -11,6 +11,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.coordinate import coordinate_test
 from adaoptax.batch_tests.norm import norm_test
 from adaoptax.scaling.skip import skip_nonfinite
+from adaoptax.typing import Scalar
 
 
 class ScaleByAdaGradNormState(NamedTuple):
@@ -24,7 +25,7 @@ class ScaleByAdaGradNormState(NamedTuple):
 
 
 def scale_by_adagrad_norm(
-    initial_accumulator_value: Any = 0.1, eps: Any = 1e-7
+    initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by the root of the sum of all squared gradient norms.
 
@@ -84,8 +85,8 @@ def scale_by_adagrad_norm(
 
 def adagrad_norm(
     learning_rate: optax.ScalarOrSchedule,
-    initial_accumulator_value: Any = 0.1,
-    eps: Any = 1e-7,
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Scalar = 1e-7,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaGrad-Norm: one adaptive step size for all parameters.
 
@@ -121,14 +122,14 @@ def adagrad_norm(
 
 def adadagrad_norm(
     learning_rate: optax.ScalarOrSchedule,
-    eta: Any = 0.5,
-    initial_accumulator_value: Any = 0.1,
-    eps: Any = 1e-7,
+    eta: Scalar = 0.5,
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Scalar = 1e-7,
     *,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdAdaGrad-Norm: AdaGrad-Norm with the norm test in front.
 
@@ -170,16 +171,16 @@ def adadagrad_norm(
 
 def adadagrad(
     learning_rate: optax.ScalarOrSchedule,
-    eta: Any = 0.5,
-    initial_accumulator_value: Any = 0.1,
-    eps: Any = 1e-7,
+    eta: Scalar = 0.5,
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Scalar = 1e-7,
     *,
     test: str = "coordinate",
-    coverage: Any = 0.9,
+    coverage: Scalar = 0.9,
     signal: str = "debiased",
-    dataset_size: Any = None,
-    decay: Any = None,
-    interval: Any = 1,
+    dataset_size: Scalar | None = None,
+    decay: Scalar | None = None,
+    interval: Scalar = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdAdaGrad: AdaGrad with the coordinate-wise test in front.
 
@@ -219,7 +220,12 @@ def adadagrad(
         <https://arxiv.org/abs/2402.11215>`_, 2024.
     """
     _validate.one_of("test", test, ("coordinate", "norm"))
-    options = {"signal": signal, "dataset_size": dataset_size, "decay": decay, "interval": interval}
+    options: dict[str, Any] = {
+        "signal": signal,
+        "dataset_size": dataset_size,
+        "decay": decay,
+        "interval": interval,
+    }
     in_front = (
         coordinate_test(eta, coverage=coverage, **options)
         if test == "coordinate"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
@@ -18,6 +19,7 @@ from adaoptax.scaling.adam_hyperparams import (
 )
 from adaoptax.scaling.evidence import next_count
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 
 class ScaleByAdamWithBatchState(NamedTuple):
@@ -46,16 +48,16 @@ class ScaleByAdamWithBatchState(NamedTuple):
 
 
 def scale_by_adam_with_batch(
-    base_batch_size: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    base_batch_size: Scalar,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
     rule: str = "half-life",
-    max_batch_size: Any = None,
+    max_batch_size: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose decays and epsilon follow the batch.
 

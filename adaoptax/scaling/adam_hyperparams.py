@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from adaoptax import _validate
 from adaoptax.scaling.half_life import power
+from adaoptax.typing import Scalar
 
 
 class AdamRule(NamedTuple):
@@ -54,12 +55,12 @@ class AdamHyperparams(NamedTuple):
 
 
 def adam_hyperparams(
-    batch_size: Any,
-    base_batch_size: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    batch_size: Scalar,
+    base_batch_size: Scalar,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     *,
     rule: str = "half-life",
 ) -> AdamHyperparams:

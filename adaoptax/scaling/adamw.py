@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree
@@ -16,6 +17,7 @@ from adaoptax.scaling.evidence import Rule
 from adaoptax.scaling.rules import sqrt
 from adaoptax.schedules.over_examples import scale_by_schedule_over_examples
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 
 class AddDecayedWeightsWithBatchState(NamedTuple):
@@ -29,7 +31,9 @@ class AddDecayedWeightsWithBatchState(NamedTuple):
 
 
 def add_decayed_weights_with_batch(
-    weight_decay: Any, base_batch_size: Any, mask: Any = None
+    weight_decay: Scalar,
+    base_batch_size: Scalar,
+    mask: ArrayTree | Callable[[ArrayTree], ArrayTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds weight decay in proportion to the batch: constant decay per example.
 
@@ -102,20 +106,20 @@ def add_decayed_weights_with_batch(
 
 def adamw_with_batch(
     learning_rate: optax.ScalarOrSchedule,
-    base_batch_size: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: Any = 1e-4,
-    mask: Any | Callable[[Any], Any] | None = None,
+    base_batch_size: Scalar,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: Scalar = 1e-4,
+    mask: ArrayTree | Callable[[ArrayTree], ArrayTree] | None = None,
     *,
     nesterov: bool = False,
     rule: str = "half-life",
     learning_rate_rule: Rule | None = None,
-    noise_scale: Any = None,
-    max_batch_size: Any = None,
+    noise_scale: Scalar | None = None,
+    max_batch_size: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW tuned at one batch size, run at any other.
 

@@ -1,5 +1,6 @@
 """AdaScale: the learning rate follows the batch by the measured gain."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from adaoptax.scaling.gain import (
 )
 from adaoptax.scaling.skip import skip_nonfinite
 from adaoptax.stats import GradientStats, check_stats, signal
+from adaoptax.typing import Scalar
 
 
 class ScaleByAdaScaleState(NamedTuple):
@@ -47,12 +49,12 @@ class ScaleByAdaScaleState(NamedTuple):
 
 
 def scale_by_adascale(
-    base_batch_size: Any,
+    base_batch_size: Scalar,
     *,
     learning_rate: optax.ScalarOrSchedule | None = None,
     convention: str = "adaoptax",
-    decay: Any = None,
-    exponent: Any = 1.0,
+    decay: Scalar | None = None,
+    exponent: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies updates by the AdaScale gain.
 
@@ -186,15 +188,15 @@ def _learning_rate_at(learning_rate: optax.ScalarOrSchedule, clock: Clock, conve
 
 def adascale(
     learning_rate: optax.ScalarOrSchedule,
-    base_batch_size: Any,
+    base_batch_size: Scalar,
     *,
-    momentum: Any = None,
+    momentum: Scalar | None = None,
     nesterov: bool = False,
-    weight_decay: Any = None,
-    mask: Any = None,
+    weight_decay: Scalar | None = None,
+    mask: ArrayTree | Callable[[ArrayTree], ArrayTree] | None = None,
     convention: str = "adaoptax",
-    decay: Any = None,
-    exponent: Any = 1.0,
+    decay: Scalar | None = None,
+    exponent: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD whose learning rate follows the batch: momentum, weight decay, then gain · lr(τ).
 

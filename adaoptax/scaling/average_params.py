@@ -13,6 +13,7 @@ from adaoptax.averages import Averages, debiased, update_averages
 from adaoptax.scaling.evidence import next_count
 from adaoptax.scaling.half_life import check_half_life
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 
 class AverageParamsState(NamedTuple):
@@ -28,7 +29,7 @@ class AverageParamsState(NamedTuple):
     averaged_steps_skipped: jax.Array
 
 
-def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
+def average_params(half_life: Scalar) -> optax.GradientTransformationExtraArgs:
     r"""Averages the parameters over the steps, with a half-life in examples.
 
     .. math:: \bar w_t = \frac{\beta_t W_{t-1} \bar w_{t-1} + (1 - \beta_t) w_t}{W_t}, \qquad
@@ -103,7 +104,7 @@ def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def averaged_params(opt_state: Any) -> ArrayTree:
+def averaged_params(opt_state: ArrayTree) -> ArrayTree:
     """The average that an `average_params` in a chain holds.
 
     Args:

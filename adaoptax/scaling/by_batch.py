@@ -18,6 +18,7 @@ from adaoptax.scaling.evidence import (
     next_count,
 )
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 
 class ScaleByBatchState(NamedTuple):
@@ -34,10 +35,10 @@ class ScaleByBatchState(NamedTuple):
 
 def scale_by_batch(
     rule: Rule,
-    base_batch_size: Any,
+    base_batch_size: Scalar,
     *,
-    noise_scale: Any = None,
-    decay: Any = None,
+    noise_scale: Scalar | None = None,
+    decay: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies updates by the factor of a scaling rule at the batch size of every step.
 
@@ -152,10 +153,10 @@ class BatchScaledSchedule(optax.schedules.StatefulSchedule):
         self,
         value: optax.ScalarOrSchedule,
         rule: Rule,
-        base_batch_size: Any,
+        base_batch_size: Scalar,
         *,
-        noise_scale: Any = None,
-        decay: Any = None,
+        noise_scale: Scalar | None = None,
+        decay: Scalar | None = None,
     ) -> None:
         self._decay = _checked(rule, base_batch_size, noise_scale, decay)
         self._value, self._rule = value, rule

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _validate
+from adaoptax.typing import Scalar
 
 
-def half_life_of_decay(decay: Any, batch_size: Any) -> Any:
+def half_life_of_decay(decay: Scalar, batch_size: Scalar) -> Scalar:
     r"""Examples after which an average has forgotten half.
 
     .. math:: t_{1/2} = B \, \frac{\ln 2}{\ln(1 / \beta)}
@@ -41,7 +42,7 @@ def half_life_of_decay(decay: Any, batch_size: Any) -> Any:
     return batch_size * (math.log(2) / -jnp.log(decay))
 
 
-def decay_of_half_life(half_life: Any, batch_size: Any) -> Any:
+def decay_of_half_life(half_life: Scalar, batch_size: Scalar) -> Scalar:
     r"""Decay per step of an average with a half-life in examples.
 
     .. math:: \beta = 2^{-B / t_{1/2}}

@@ -11,6 +11,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 
 class LipschitzDescentState(NamedTuple):
@@ -30,7 +31,7 @@ class LipschitzDescentState(NamedTuple):
 
 
 def lipschitz_descent(
-    initial_lipschitz: Any = 1.0, *, growth: Any = 1.5, max_trials: Any = 40
+    initial_lipschitz: Scalar = 1.0, *, growth: Scalar = 1.5, max_trials: Scalar = 40
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent with step 1/L, where L is searched for on the sample at hand.
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 from adaoptax import _validate
+from adaoptax.typing import Scalar
 
 
-def optimal_step_size(epsilon: Any, *, smoothness: Any, strong_convexity: Any = 0.0) -> Any:
+def optimal_step_size(
+    epsilon: Scalar, *, smoothness: Scalar, strong_convexity: Scalar = 0.0
+) -> Scalar:
     r"""The step size for a gradient of relative error :math:`\epsilon`.
 
     .. math:: \alpha = \frac{2}{(\mu + L)(1 + \epsilon^2)}
@@ -39,7 +42,7 @@ def optimal_step_size(epsilon: Any, *, smoothness: Any, strong_convexity: Any = 
     return 2 / ((strong_convexity + smoothness) * (1 + epsilon**2))
 
 
-def optimal_rate(epsilon: Any, *, smoothness: Any, strong_convexity: Any) -> Any:
+def optimal_rate(epsilon: Scalar, *, smoothness: Scalar, strong_convexity: Scalar) -> Scalar:
     r"""What a step of `optimal_step_size` leaves of the squared distance to the solution.
 
     .. math:: \mathbb{E} \lVert x_{t+1} - x^* \rVert^2 \le \rho \lVert x_t - x^* \rVert^2, \qquad

@@ -19,7 +19,7 @@ class SkipNonfiniteState(NamedTuple):
         nonfinite_skipped: Steps that were skipped.
     """
 
-    inner_state: Any
+    inner_state: ArrayTree
     nonfinite_skipped: jax.Array
 
 

@@ -8,6 +8,7 @@ import jax
 
 from adaoptax._numbers import round_up, whole_number
 from adaoptax.schedules.stage_text import parse_stages, write_number
+from adaoptax.typing import Scalar
 
 Stage: TypeAlias = tuple[int, int]
 
@@ -236,7 +237,7 @@ class BatchSizeSchedule:
             return self._max
         return max(size for _, size in self._stages)
 
-    def __call__(self, examples: Any) -> int:
+    def __call__(self, examples: Scalar) -> int:
         """Returns the size of the batch that starts when so many examples were seen."""
         # An explicit transfer, so that loops under `jax.transfer_guard("disallow")` run.
         seen = jax.device_get(examples) if isinstance(examples, jax.Array) else examples
@@ -276,7 +277,12 @@ class BatchSizeSchedule:
         return hash(self._key())
 
 
-def batch_size_schedule(sizes: Any, *, tokens_per_example: int = 1) -> BatchSizeSchedule:
+BatchSizes: TypeAlias = (
+    BatchSizeSchedule | int | str | Iterable[tuple[Any, Any]] | Callable[[int], int]
+)
+
+
+def batch_size_schedule(sizes: BatchSizes, *, tokens_per_example: int = 1) -> BatchSizeSchedule:
     """Makes a `BatchSizeSchedule` of whatever describes one.
 
     Args:

@@ -13,7 +13,7 @@ from adaoptax._numbers import whole_number
 from adaoptax._tree import ArrayTree
 from adaoptax._validate import positive
 from adaoptax.clock import Clock, init_clock
-from adaoptax.schedules.batch_size import BatchSizeSchedule, batch_size_schedule
+from adaoptax.schedules.batch_size import BatchSizes, batch_size_schedule
 from adaoptax.schedules.runs import Run, runs_of_stages
 from adaoptax.stats import GradientStats, check_stats
 
@@ -95,7 +95,7 @@ def scale_by_schedule_over_examples(
 
 def over_examples(
     schedule: optax.Schedule,
-    batch_sizes: BatchSizeSchedule | Any,
+    batch_sizes: BatchSizes,
     micro_batch_size: int = 1,
     *,
     tokens_per_example: float = 1,

@@ -1,6 +1,6 @@
 """A dry run: what a schedule of batch sizes will do to steps, programs and the learning rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import optax
 
 from adaoptax._numbers import round_up, whole_number
 from adaoptax._validate import positive
-from adaoptax.schedules.batch_size import BatchSizeSchedule, batch_size_schedule
+from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, batch_size_schedule
 from adaoptax.schedules.runs import Run, runs_until
 from adaoptax.schedules.table import count, duration, table
 
@@ -84,12 +84,12 @@ class Plan(NamedTuple):
 
 
 def plan(
-    batch_sizes: Any,
+    batch_sizes: BatchSizes,
     num_examples: int,
     *,
     micro_batch_size: int = 1,
     capacities: Sequence[int] | None = None,
-    learning_rate: Callable[[Any], Any] | float | None = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     seconds_per_example: float | None = None,
 ) -> Plan:
     """Says what a run will do, before anything runs.

@@ -12,9 +12,10 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree, widen
 from adaoptax._validate import is_number, positive
 from adaoptax.clock import Clock, init_clock
-from adaoptax.schedules.batch_size import batch_size_schedule
+from adaoptax.schedules.batch_size import BatchSizes, batch_size_schedule
 from adaoptax.schedules.over_examples import MAX_EXAMPLES, UNIT
 from adaoptax.stats import GradientStats, check_stats
+from adaoptax.typing import Scalar
 
 # (update, parameter, stage start, clock) -> new update, leaf by leaf
 _Pull = Callable[[jax.Array, jax.Array, jax.Array, Clock], jax.Array]
@@ -34,7 +35,9 @@ class StagePenaltyState(NamedTuple):
     stage_start: ArrayTree
 
 
-def add_stage_penalty(batch_sizes: Any, gamma: Any) -> optax.GradientTransformationExtraArgs:
+def add_stage_penalty(
+    batch_sizes: BatchSizes, gamma: Scalar
+) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of :math:`\lVert w - \tilde w \rVert^2 / (2\gamma)` to the gradient.
 
     :math:`\tilde w` are the parameters at the start of the stage of `sebs`: they are held while
@@ -93,7 +96,7 @@ def add_stage_penalty(batch_sizes: Any, gamma: Any) -> optax.GradientTransformat
 
 
 def apply_stage_prox(
-    batch_sizes: Any, gamma: Any, learning_rate: optax.ScalarOrSchedule
+    batch_sizes: BatchSizes, gamma: Scalar, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes a step proximal to the start of the stage.
 

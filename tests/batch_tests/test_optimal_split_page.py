@@ -1,4 +1,4 @@
-"""The code of docs/optimal_split.md runs as it stands, and its numbers are those of the command."""
+"""The code of the page on the optimal split runs, and its numbers are those of the command."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from benchmarks.optimal_split import (
     run,
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimal_split.md"
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "optimal_split.md"
 
 
 def test_the_code_of_the_page_runs_and_prints_what_the_page_says(capsys):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import checkpoint_problem as problem
@@ -294,7 +295,9 @@ def test_a_checkpoint_is_read_by_hand(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "seeds", [range(6), pytest.param(range(6, 60), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_random_kills_end_as_the_uninterrupted_run(tmp_path: pathlib.Path, seeds: range) -> None:
+def test_random_kills_end_as_the_uninterrupted_run(
+    tmp_path: pathlib.Path, seeds: range, tried: Callable[[str, int], None]
+) -> None:
     """After each kill fresh objects take over what is on the disk."""
     steps = 24
     expected, stream, _ = problem.train(tmp_path / "whole", steps, 1000)
@@ -330,6 +333,8 @@ def test_random_kills_end_as_the_uninterrupted_run(tmp_path: pathlib.Path, seeds
         assert seen == stream, message
         assert problem.digest(state) == problem.digest(expected), message
     assert kills > len(seeds)
+    tried("runs", len(seeds))
+    tried("kills", kills)
 
 
 def test_the_states_of_all_kinds_of_loops_survive(tmp_path: pathlib.Path) -> None:

@@ -353,7 +353,7 @@ with Checkpointer(folder, every=1, keep=3) as saver:
 
 @pytest.mark.slow
 def test_kill_9_in_the_middle_of_saves_leaves_only_whole_checkpoints(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, tried: Callable[[str, int], None]
 ) -> None:
     """It saves without pause 40 MB a time, so that nearly every kill hits a save."""
     rng, unfinished, restored = np.random.default_rng(0), 0, []
@@ -368,6 +368,7 @@ def test_kill_9_in_the_middle_of_saves_leaves_only_whole_checkpoints(
                 process.wait(rng.uniform(0.05, 1.5))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
+                tried("kills", 1)
         unfinished += any(tmp_path.glob("*tmp*"))
         loader = loader_at(0)
         with Checkpointer(tmp_path) as saver:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import checkpoint_problem as problem
@@ -92,7 +93,9 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_changes_nothing(tmp_path: pathlib.Path, whole: Any) -> None:
+def test_kill_9_at_random_moments_changes_nothing(
+    tmp_path: pathlib.Path, whole: Any, tried: Callable[[str, int], None]
+) -> None:
     rng = np.random.default_rng(0)
     for case in range(5):
         folder, kills, final = tmp_path / str(case), 0, None
@@ -112,6 +115,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: pathlib.Path, whole:
         assert final["digest"] == whole["digest"], f"{case=} {kills=}"
         for step, examples in final["seen"].items():
             assert examples == whole["seen"][step], f"{case=} {step=}"
+        tried("kills", kills)
 
 
 def test_handlers_are_put_back(tmp_path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,9 @@ while True:
 """
 
 
-def test_a_kill_loses_no_line_that_was_written(tmp_path: pathlib.Path) -> None:
+def test_a_kill_loses_no_line_that_was_written(
+    tmp_path: pathlib.Path, tried: Callable[[str, int], None]
+) -> None:
     path = tmp_path / "r.jsonl"
     command = [sys.executable, "-c", WRITER, str(path)]
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
@@ -274,3 +277,4 @@ def test_a_kill_loses_no_line_that_was_written(tmp_path: pathlib.Path) -> None:
     steps = [row["step"] for row in read_json_lines(path)]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) >= 500
+    tried("kills", 1)

@@ -196,7 +196,8 @@ def step(group, run, size):
 
 
 @pytest.mark.parametrize("block", range(12))
-def test_random_kills_deliver_the_uninterrupted_stream(block):
+def test_random_kills_deliver_the_uninterrupted_stream(block, tried):
+    runs = all_kills = 0
     for seed in range(block, RUNS, 12):
         run = Run(seed)
         rng, expected = run.rng, run.expected()
@@ -220,6 +221,7 @@ def test_random_kills_deliver_the_uninterrupted_stream(block):
                     insist(loader.set_state, json.loads(saved[1]))
         for loader in group:
             loader.close()
+        runs, all_kills = runs + 1, all_kills + kills
         # Each epoch exactly once: the values are the indices.
         seen = [i for batch in delivered.values() for i in batch]
         for epoch in range(len(seen) // run.n):
@@ -227,3 +229,5 @@ def test_random_kills_deliver_the_uninterrupted_stream(block):
             assert of_epoch == list(range(run.n)), f"{where} {epoch=}"
         if run.shared.get("num_epochs", 1) is not None and not expected[-1]:
             assert len(seen) % run.n == 0, f"{where}: the last epoch is cut"
+    tried("runs", runs)
+    tried("kills", all_kills)

@@ -1,10 +1,10 @@
-"""The code of docs/devices.md runs as it stands, block after block."""
+"""The code of docs/guide/devices.md runs as it stands, block after block."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "devices.md"
 
 
 def test_the_code_of_the_page_runs() -> None:

@@ -134,6 +134,7 @@ def test_closed_forms_on_a_quadratic(method: Any, kind: str) -> None:
     np.testing.assert_allclose(stats.variance, noise, rtol=1e-5)
     np.testing.assert_allclose(stats.sq_norm, square, rtol=1e-5)
     along = (preconditioner**2 * mean**2) @ covariance  # GᵀPΣPG
+    assert stats.inner_product_variance is not None
     np.testing.assert_allclose(stats.inner_product_variance, along, rtol=1e-4)
     # tr(HΣ)/GᵀHG for P = H: McCandlish's B_noise, where tr Σ/GᵀG is only B_simple.
     signal = square - noise / 8

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "schedules.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "schedules.md"
 
 
 def test_the_tables_and_errors_on_the_page_are_printed_by_its_code(capsys):

@@ -239,7 +239,7 @@ def per_example_moments(
     *,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, ArrayTree, PerExampleMoments]]:
     """Norms and inner products of every example's gradient, by the algorithm of `exact`.
 
     For all that needs the examples one by one: importance sampling, finding outliers and wrong
@@ -271,7 +271,9 @@ def per_example_moments(
     check_statistics(statistics, STATISTICS, "per_example_moments")
     loss = make_loss(loss_fn, has_aux, key_argnums)
 
-    def measured(params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None) -> Any:
+    def measured(
+        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None
+    ) -> tuple[Any, ArrayTree, PerExampleMoments]:
         loss.check_keys(args)
         (value, aux), grads, moments = measure_rows(
             loss, params, batch, args, mask, want=Want.of(statistics)

@@ -1,15 +1,14 @@
 """The AdaScale gain as a rule of statistics."""
 
-from typing import Any
-
 import jax
 
 from adaoptax.scaling.gain import adascale_gain
 from adaoptax.scaling.rules.arguments import sizes
 from adaoptax.stats import GradientStats, check_stats, signal
+from adaoptax.typing import Scalar
 
 
-def adascale(batch_size: Any, base_batch_size: Any, stats: GradientStats) -> jax.Array:
+def adascale(batch_size: Scalar, base_batch_size: Scalar, stats: GradientStats) -> jax.Array:
     r"""The AdaScale gain, from measured noise and signal.
 
     .. math:: \frac{\mathrm{lr}(B)}{\mathrm{lr}(B_0)} =

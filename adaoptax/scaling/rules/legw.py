@@ -1,16 +1,19 @@
 """LEGW: the square-root rule with a warm-up that lasts longer with the batch."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from adaoptax import _validate
 from adaoptax.scaling.rules.arguments import float_dtype, sizes
+from adaoptax.typing import Scalar
 
 
 def legw(
-    batch_size: Any, base_batch_size: Any, examples_seen: Any, *, base_warmup_examples: Any
+    batch_size: Scalar,
+    base_batch_size: Scalar,
+    examples_seen: Scalar,
+    *,
+    base_warmup_examples: Scalar,
 ) -> jax.Array:
     r"""LEGW, linear-epoch gradual warm-up: peak by the square root, warm-up in epochs linearly.
 

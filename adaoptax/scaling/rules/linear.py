@@ -1,13 +1,12 @@
 """The linear rule: learning rate proportional to the batch."""
 
-from typing import Any
-
 import jax
 
 from adaoptax.scaling.rules.arguments import sizes
+from adaoptax.typing import Scalar
 
 
-def linear(batch_size: Any, base_batch_size: Any) -> jax.Array:
+def linear(batch_size: Scalar, base_batch_size: Scalar) -> jax.Array:
     r"""The linear rule, for SGD far below the noise scale.
 
     .. math:: \mathrm{lr}(B) / \mathrm{lr}(B_0) = B / B_0

@@ -1,15 +1,18 @@
 """The rule of the gradient noise scale."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from adaoptax.scaling.rules.arguments import float_dtype, required_noise_scale, sizes
+from adaoptax.typing import Scalar
 
 
 def mccandlish(
-    batch_size: Any, base_batch_size: Any, noise_scale: Any = None, *, exponent: Any = 1.0
+    batch_size: Scalar,
+    base_batch_size: Scalar,
+    noise_scale: Scalar | None = None,
+    *,
+    exponent: Scalar = 1.0,
 ) -> jax.Array:
     r"""The rule of McCandlish et al.: linear below the noise scale, constant above it.
 

@@ -1,14 +1,13 @@
 """The square-root rule: learning rate proportional to the root of the batch."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from adaoptax.scaling.rules.arguments import sizes
+from adaoptax.typing import Scalar
 
 
-def sqrt(batch_size: Any, base_batch_size: Any) -> jax.Array:
+def sqrt(batch_size: Scalar, base_batch_size: Scalar) -> jax.Array:
     r"""The square-root rule, for Adam-type optimizers whose gradient is mostly noise.
 
     .. math:: \mathrm{lr}(B) / \mathrm{lr}(B_0) = \sqrt{B / B_0}

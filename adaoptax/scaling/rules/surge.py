@@ -7,16 +7,17 @@ import jax.numpy as jnp
 
 from adaoptax import _validate
 from adaoptax.scaling.rules.arguments import float_dtype, required_noise_scale, sizes
+from adaoptax.typing import Scalar
 
 FORMS = ("mean-field", "hold", "raw")
 
 
 def surge(
-    batch_size: Any,
-    base_batch_size: Any,
-    noise_scale: Any = None,
+    batch_size: Scalar,
+    base_batch_size: Scalar,
+    noise_scale: Scalar | None = None,
     *,
-    saturation: Any = 0.5,
+    saturation: Scalar = 0.5,
     form: str = "mean-field",
 ) -> jax.Array:
     r"""The rule of the surge phenomenon, for Adam and other sign-like optimizers.
@@ -89,7 +90,7 @@ def surge(
         batch, base = jnp.minimum(batch, noise), jnp.minimum(base, noise)
     # Written in 1/B_n, so that an infinite noise scale is no special case.
     inverse = 1 / jnp.where(noise > 0, noise, 1)
-    settled = 0.0
+    settled: Scalar = 0.0
     if form == "mean-field":
         settled = (saturation / (1 + jnp.sqrt(1 - jnp.square(saturation)))) ** 2
     after, before = inverse * batch, inverse * base

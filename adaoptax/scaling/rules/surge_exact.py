@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax.scaling.rules.arguments import float_dtype, sizes
+from adaoptax.typing import Scalar
 
 
 class SurgeConstants(NamedTuple):
@@ -26,7 +27,12 @@ class SurgeConstants(NamedTuple):
 
 
 def surge_exact(
-    batch_size: Any, base_batch_size: Any, *, mean: Any, deviation: Any, hessian: Any
+    batch_size: Scalar,
+    base_batch_size: Scalar,
+    *,
+    mean: Scalar,
+    deviation: Scalar,
+    hessian: Scalar,
 ) -> jax.Array:
     r"""The exact rule for descent along the sign of the mean gradient.
 
@@ -77,7 +83,7 @@ def surge_exact(
     return best(batch) / best(base)
 
 
-def surge_constants(mean: Any, deviation: Any, hessian: Any) -> SurgeConstants:
+def surge_constants(mean: Scalar, deviation: Scalar, hessian: Scalar) -> SurgeConstants:
     r"""Noise scale, peak and limit of the curve of `surge_exact`.
 
     With :math:`z_i = \mu_i / \sigma_i`,
