@@ -267,5 +267,6 @@ def equation_function(
     """
     effects = frozenset().union(*(eqn.effects for eqn in eqns))
     outputs = list(eqns[-1].outvars if outputs is None else outputs)
-    jaxpr = jex.Jaxpr([], input_variables(eqns), outputs, list(eqns), effects)
+    unnamed = jex.DebugInfo("adaoptax.measure.exact", "equation_function", None, None)
+    jaxpr = jex.Jaxpr([], input_variables(eqns), outputs, list(eqns), effects, unnamed)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))

@@ -1,6 +1,7 @@
 """The exact method under JAX's transformations, and what it asks of the compiler."""
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -128,3 +129,13 @@ def test_derivatives_by_something_else_pass():
 
     slope = jax.grad(after_step)(0.0)
     np.testing.assert_allclose(slope, -expected()[1].sq_norm, rtol=1e-5)
+
+
+def test_it_leans_on_nothing_that_jax_has_deprecated() -> None:
+    """A user's project may turn warnings into errors, of our dependencies' too."""
+    loss = lambda params, x: jnp.mean((jnp.tanh(2 * x @ params["w"]) @ params["v"]) ** 2)
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    fn = value_grad_and_stats(loss, measure.exact(ALL))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(fn)(params, jnp.ones((6, 4)))
