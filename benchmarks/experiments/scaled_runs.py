@@ -1,0 +1,170 @@
+"""Whole runs of SGD with momentum at S times a base batch, each one compiled loop.
+
+The learning rate decays exponentially to a hundredth, as in AdaScale's CIFAR-10 runs. All that
+varies between runs of one S is traced, so that a problem takes two compilations an S.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adaoptax
+from adaoptax import measure
+from benchmarks.experiments.experiment import Outcome
+from benchmarks.experiments.problems import PROBLEMS, Problem
+
+LAST = 0.01  # of the learning rate
+MOMENTUM = 0.9
+WARM_UP = 0.055  # of a run, as the paper's
+# Averages that hold 100 base batches; the paper's hold 1000, of runs ten times as long.
+DECAY = 0.99
+POINTS = 40  # of a curve
+
+
+class Carry(NamedTuple):
+    """What a run hands on from step to step, also where S changes."""
+
+    params: Any
+    opt_state: Any
+    iterations: jax.Array
+    examples: jax.Array
+    curve: dict[str, jax.Array]
+
+
+class Loops(NamedTuple):
+    """The compiled loops of one problem at one S.
+
+    Attributes:
+        adascale: ``adascale(carry, key, rate, steps, until)`` → carry: AdaScale for a schedule of
+            `steps`, until τ is `until`.
+        fixed: ``fixed(carry, key, rate, factor, examples, until)`` → carry: SGD for a schedule of
+            `examples`, times a factor that rises from one to `factor` within the warm-up, until
+            `until` examples.
+    """
+
+    adascale: Callable[..., Carry]
+    fixed: Callable[..., Carry]
+
+
+@functools.cache
+def problem_of(name: str, width: int) -> Problem:
+    """A problem, made once."""
+    return PROBLEMS[name](width=width)  # type: ignore[call-arg]
+
+
+def start(problem: Problem, key: jax.Array, tx: optax.GradientTransformation) -> Carry:
+    """A run that has not begun."""
+    params = problem.init(key)
+    empty = jnp.full(POINTS, jnp.nan)
+    names = ("tau", "scale", "iterations", "loss", "gain", "noise")
+    zero = jnp.zeros([], jnp.int32)
+    return Carry(params, tx.init(params), zero, zero, dict.fromkeys(names, empty))
+
+
+def optimizer(base_batch: int, rate: Any, steps: Any) -> optax.GradientTransformationExtraArgs:
+    """AdaScale, with its schedule on τ."""
+    schedule = lambda tau: rate * LAST ** (tau / steps)
+    return adaoptax.adascale(schedule, base_batch, momentum=MOMENTUM, decay=DECAY)
+
+
+def sgd() -> optax.GradientTransformation:
+    """The same without gain and learning rate."""
+    return optax.trace(MOMENTUM)
+
+
+def tau(carry: Carry) -> jax.Array:
+    """Steps of the base batch that a run of AdaScale is worth so far."""
+    of_state = functools.partial(optax.tree.get, carry.opt_state)
+    return of_state("scale_invariant_count") + of_state("scale_invariant_fraction")
+
+
+@functools.cache
+def loops_of(name: str, width: int, base_batch: int, scale: int) -> Loops:
+    """The loops; each is compiled when it is first called."""
+    problem = problem_of(name, width)
+    data = jax.tree.map(jnp.asarray, problem.data)
+    rows = len(jax.tree.leaves(data)[0])
+    batch = scale * base_batch
+    # As the paper does: noise is what differs between base batches. One of them has to be cut.
+    method = measure.groups(scale) if scale > 1 else measure.per_example()
+    with_stats = adaoptax.value_grad_and_stats(problem.loss_fn, method)
+    plain = jax.value_and_grad(problem.loss_fn)
+
+    def draw(key: jax.Array, carry: Carry) -> Any:
+        key = jax.random.fold_in(key, carry.iterations)
+        chosen = jax.random.randint(key, (batch,), 0, rows)
+        return jax.tree.map(lambda x: x[chosen], data)
+
+    def after(carry: Carry, updates: Any, opt_state: Any, progress: Any, **values: Any) -> Carry:
+        """The next carry; of each fortieth of a run the last step stays in the curve."""
+        values |= {"scale": scale, "iterations": carry.iterations}
+        at = jnp.clip(POINTS * progress, 0, POINTS - 1).astype(jnp.int32)
+        return Carry(
+            optax.apply_updates(carry.params, updates),
+            opt_state,
+            carry.iterations + 1,
+            carry.examples + batch,
+            {name: x.at[at].set(values.get(name, jnp.nan)) for name, x in carry.curve.items()},
+        )
+
+    @jax.jit
+    def adascale(carry: Carry, key: Any, rate: Any, steps: Any, until: Any) -> Carry:
+        tx = optimizer(base_batch, rate, steps)
+
+        def step(carry: Carry) -> Carry:
+            loss, grads, stats = with_stats(carry.params, draw(key, carry))
+            updates, state = tx.update(grads, carry.opt_state, carry.params, stats=stats)
+            averages = optax.tree.get(state, "gain_averages").total
+            noise = averages.base_variance / jnp.maximum(averages.signal, 1e-30)
+            now, gain = tau(carry), optax.tree.get(state, "gain")
+            return after(
+                carry, updates, state, now / steps, tau=now, loss=loss, gain=gain, noise=noise
+            )
+
+        # No gain is below one: who takes more steps than τ diverged, and skips them all.
+        going = lambda carry: (tau(carry) < until) & (carry.iterations <= steps)
+        return jax.lax.while_loop(going, step, carry)
+
+    @jax.jit
+    def fixed(
+        carry: Carry, key: Any, rate: Any, factor: Any, examples: Any, until: Any
+    ) -> Carry:
+        def step(carry: Carry) -> Carry:
+            loss, grads = plain(carry.params, draw(key, carry))
+            updates, state = sgd().update(grads, carry.opt_state)
+            progress = carry.examples / examples
+            risen = jnp.minimum(progress / WARM_UP, 1)
+            rate_now = rate * LAST**progress * (1 + (factor - 1) * risen)
+            updates = jax.tree.map(lambda u: -rate_now * u, updates)
+            return after(carry, updates, state, progress, loss=loss)
+
+        return jax.lax.while_loop(lambda carry: carry.examples < until, step, carry)
+
+    return Loops(adascale, fixed)
+
+
+@functools.cache
+def _final_metrics(problem: str, width: int) -> Callable[[Any], dict[str, jax.Array]]:
+    made = problem_of(problem, width)
+    rows = len(jax.tree.leaves(made.data)[0])
+    some = jax.tree.map(lambda x: jnp.asarray(x[:: max(rows // 2048, 1)][:2048]), made.data)
+    return jax.jit(lambda w: {**made.metrics(w), "train_loss": made.loss_fn(w, some)})
+
+
+def outcome(problem: str, width: int, carry: Carry) -> Outcome:
+    """Final numbers and curve of a run."""
+    metrics = {k: float(x) for k, x in _final_metrics(problem, width)(carry.params).items()}
+    loss = metrics["train_loss"]
+    metrics |= {
+        "iterations": int(carry.iterations),
+        "examples": int(carry.examples),
+        "diverged": int(not loss <= problem_of(problem, width).guess),
+    }
+    curve = {name: np.asarray(x) for name, x in carry.curve.items()}
+    taken = np.isfinite(curve["scale"])
+    return Outcome(metrics, {name: x[taken].tolist() for name, x in curve.items()})
