@@ -5,7 +5,7 @@ varies between runs of one S is traced, so that a problem takes two compilations
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import optax
 
 import adaoptax
 from adaoptax import measure
-from benchmarks.experiments.experiment import Outcome
+from benchmarks.experiments.experiment import Case, Outcome
 from benchmarks.experiments.problems import PROBLEMS, Problem
 
 LAST = 0.01  # of the learning rate
@@ -23,7 +23,35 @@ MOMENTUM = 0.9
 WARM_UP = 0.055  # of a run, as the paper's
 # Averages that hold 100 base batches; the paper's hold 1000, of runs ten times as long.
 DECAY = 0.99
-POINTS = 40  # of a curve
+POINTS, COLUMNS = 40, ("tau", "scale", "iterations", "loss", "gain", "variance", "signal")
+LEARNT = 0.98  # a run diverged if its last loss is above this share of a uniform guess's
+
+
+class Setting(NamedTuple):
+    """What is the same at every S.
+
+    Attributes:
+        problem: Its name.
+        width: Of its model.
+        base_batch: Examples of a batch at S = 1.
+        steps: Steps at S = 1.
+        learning_rate: First learning rate at S = 1.
+    """
+
+    problem: str
+    width: int
+    base_batch: int
+    steps: int
+    learning_rate: float
+
+    @classmethod
+    def of_case(cls, case: Case) -> "Setting":
+        """The setting among the fields of a case."""
+        return cls(**{name: case[name] for name in cls._fields})  # type: ignore[arg-type]
+
+
+# S, and the share of the run at which it ends.
+Phases = tuple[tuple[int, float], ...]
 
 
 class Carry(NamedTuple):
@@ -33,7 +61,7 @@ class Carry(NamedTuple):
     opt_state: Any
     iterations: jax.Array
     examples: jax.Array
-    curve: dict[str, jax.Array]
+    curve: jax.Array  # [points, 1 + columns]: steps, and sums over them
 
 
 class Loops(NamedTuple):
@@ -60,13 +88,11 @@ def problem_of(name: str, width: int) -> Problem:
 def start(problem: Problem, key: jax.Array, tx: optax.GradientTransformation) -> Carry:
     """A run that has not begun."""
     params = problem.init(key)
-    empty = jnp.full(POINTS, jnp.nan)
-    names = ("tau", "scale", "iterations", "loss", "gain", "noise")
     zero = jnp.zeros([], jnp.int32)
-    return Carry(params, tx.init(params), zero, zero, dict.fromkeys(names, empty))
+    return Carry(params, tx.init(params), zero, zero, jnp.zeros((POINTS, 1 + len(COLUMNS))))
 
 
-def optimizer(base_batch: int, rate: Any, steps: Any) -> optax.GradientTransformationExtraArgs:
+def adascale(base_batch: int, rate: Any, steps: Any) -> optax.GradientTransformationExtraArgs:
     """AdaScale, with its schedule on τ."""
     schedule = lambda tau: rate * LAST ** (tau / steps)
     return adaoptax.adascale(schedule, base_batch, momentum=MOMENTUM, decay=DECAY)
@@ -101,37 +127,42 @@ def loops_of(name: str, width: int, base_batch: int, scale: int) -> Loops:
         return jax.tree.map(lambda x: x[chosen], data)
 
     def after(carry: Carry, updates: Any, opt_state: Any, progress: Any, **values: Any) -> Carry:
-        """The next carry; of each fortieth of a run the last step stays in the curve."""
+        """The next carry; a point of the curve is the mean of a fortieth of the run."""
         values |= {"scale": scale, "iterations": carry.iterations}
+        point = [1.0, *(values.get(name, jnp.nan) for name in COLUMNS)]
         at = jnp.clip(POINTS * progress, 0, POINTS - 1).astype(jnp.int32)
         return Carry(
             optax.apply_updates(carry.params, updates),
             opt_state,
             carry.iterations + 1,
             carry.examples + batch,
-            {name: x.at[at].set(values.get(name, jnp.nan)) for name, x in carry.curve.items()},
+            carry.curve.at[at].add(jnp.stack([*map(jnp.float32, point)])),
         )
 
     @jax.jit
-    def adascale(carry: Carry, key: Any, rate: Any, steps: Any, until: Any) -> Carry:
-        tx = optimizer(base_batch, rate, steps)
+    def with_adascale(carry: Carry, key: Any, rate: Any, steps: Any, until: Any) -> Carry:
+        tx = adascale(base_batch, rate, steps)
 
         def step(carry: Carry) -> Carry:
             loss, grads, stats = with_stats(carry.params, draw(key, carry))
             updates, state = tx.update(grads, carry.opt_state, carry.params, stats=stats)
             averages = optax.tree.get(state, "gain_averages").total
-            noise = averages.base_variance / jnp.maximum(averages.signal, 1e-30)
-            now, gain = tau(carry), optax.tree.get(state, "gain")
-            return after(
-                carry, updates, state, now / steps, tau=now, loss=loss, gain=gain, noise=noise
-            )
+            now = tau(carry)
+            values = {
+                "tau": now,
+                "loss": loss,
+                "gain": optax.tree.get(state, "gain"),
+                "variance": averages.base_variance,
+                "signal": averages.signal,
+            }
+            return after(carry, updates, state, now / steps, **values)
 
         # No gain is below one: who takes more steps than τ diverged, and skips them all.
         going = lambda carry: (tau(carry) < until) & (carry.iterations <= steps)
         return jax.lax.while_loop(going, step, carry)
 
     @jax.jit
-    def fixed(
+    def with_fixed(
         carry: Carry, key: Any, rate: Any, factor: Any, examples: Any, until: Any
     ) -> Carry:
         def step(carry: Carry) -> Carry:
@@ -145,7 +176,34 @@ def loops_of(name: str, width: int, base_batch: int, scale: int) -> Loops:
 
         return jax.lax.while_loop(lambda carry: carry.examples < until, step, carry)
 
-    return Loops(adascale, fixed)
+    return Loops(with_adascale, with_fixed)
+
+
+@functools.cache  # other runs take its length
+def run_adascale(setting: Setting, phases: Phases, seed: int) -> Outcome:
+    """AdaScale through its phases, whose ends are shares of τ."""
+    problem = problem_of(setting.problem, setting.width)
+    of_params, of_rows = jax.random.split(jax.random.key(seed))
+    carry = start(problem, of_params, adascale(setting.base_batch, 0.0, 1.0))
+    steps = float(setting.steps)
+    for scale, end in phases:
+        loop = loops_of(setting.problem, setting.width, setting.base_batch, scale).adascale
+        carry = loop(carry, of_rows, setting.learning_rate, steps, end * steps)
+    return _outcome(setting, carry)
+
+
+def run_fixed(
+    setting: Setting, phases: Phases, seed: int, rule: Callable[[int], float], examples: int
+) -> Outcome:
+    """SGD whose learning rate follows S by a rule, through phases whose ends are in examples."""
+    problem = problem_of(setting.problem, setting.width)
+    of_params, of_rows = jax.random.split(jax.random.key(seed))
+    carry = start(problem, of_params, sgd())
+    for scale, end in phases:
+        loop = loops_of(setting.problem, setting.width, setting.base_batch, scale).fixed
+        until = round(end * examples)
+        carry = loop(carry, of_rows, setting.learning_rate, rule(scale), float(examples), until)
+    return _outcome(setting, carry)
 
 
 @functools.cache
@@ -156,15 +214,17 @@ def _final_metrics(problem: str, width: int) -> Callable[[Any], dict[str, jax.Ar
     return jax.jit(lambda w: {**made.metrics(w), "train_loss": made.loss_fn(w, some)})
 
 
-def outcome(problem: str, width: int, carry: Carry) -> Outcome:
-    """Final numbers and curve of a run."""
-    metrics = {k: float(x) for k, x in _final_metrics(problem, width)(carry.params).items()}
-    loss = metrics["train_loss"]
+def _outcome(setting: Setting, carry: Carry) -> Outcome:
+    final = _final_metrics(setting.problem, setting.width)(carry.params)
+    metrics = {name: float(x) for name, x in final.items()}
+    guess = problem_of(setting.problem, setting.width).guess
     metrics |= {
         "iterations": int(carry.iterations),
         "examples": int(carry.examples),
-        "diverged": int(not loss <= problem_of(problem, width).guess),
+        "diverged": int(not metrics["train_loss"] < LEARNT * guess),
     }
-    curve = {name: np.asarray(x) for name, x in carry.curve.items()}
-    taken = np.isfinite(curve["scale"])
-    return Outcome(metrics, {name: x[taken].tolist() for name, x in curve.items()})
+    points = np.asarray(carry.curve)
+    points = points[points[:, 0] > 0]
+    curve = dict(zip(COLUMNS, points[:, 1:].T / points[:, 0], strict=True))
+    noise = curve.pop("variance") / np.maximum(curve.pop("signal"), 1e-30)
+    return Outcome(metrics, {k: x.tolist() for k, x in (curve | {"noise": noise}).items()})
