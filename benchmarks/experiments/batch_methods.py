@@ -1,0 +1,78 @@
+"""Ways to choose the batch size, each with one of four optimizers, as contenders of a run."""
+
+from typing import Any
+
+import optax
+
+import adaoptax
+from adaoptax.schedules import SizesAndRate
+from benchmarks.experiments.experiment import Case
+from benchmarks.training import Contender
+
+# Share of the run at which each part begins, and its batch in units of the small one.
+RAMPS = {
+    "ramp mild": {0: 1, 0.5: 2, 0.75: 4},
+    "ramp late": {0: 1, 0.5: 4, 0.75: 16},
+    "ramp doubling": {0: 1, 0.2: 2, 0.4: 4, 0.6: 8, 0.8: 16},
+    "ramp early": {0: 1, 0.1: 4, 0.3: 16},
+}
+_TESTS = {
+    "norm": (adaoptax.norm_test, ("norm",)),
+    "inner product": (adaoptax.inner_product_test, ("norm", "inner")),
+    "augmented": (
+        lambda theta, **options: adaoptax.augmented_inner_product_test(theta, theta, **options),
+        ("norm", "inner"),
+    ),
+    "coordinate": (adaoptax.coordinate_test, ("norm", "coordinate")),
+}
+_ALL = ("norm", "inner", "coordinate")  # one program for all tests but the cheapest
+
+
+def is_test(sizes: str) -> bool:
+    """Whether these sizes are those that a test asks for: "norm 0.8"."""
+    return sizes.rpartition(" ")[0] in _TESTS
+
+
+def contender(case: Case) -> Contender:
+    """The method of a case."""
+    sizes, rate, statistics = str(case["sizes"]), float(case["learning_rate"]), ()
+    small, large, examples = (int(case[name]) for name in ("small", "large", "examples"))
+    schedule: Any = optax.cosine_decay_schedule(rate, examples)
+    before: list[Any] = []
+    bounds: Any
+    if sizes == "SEBS":
+        bounds, schedule = _sebs(rate, small, large, examples)
+    elif sizes in RAMPS:
+        bounds = _ramp(sizes, small, large, examples)
+    elif is_test(sizes):
+        kind, _, tolerance = sizes.rpartition(" ")
+        make, statistics = _TESTS[kind]
+        before = [make(float(tolerance), decay=0.9)]
+        bounds = (small, large)
+    else:
+        bounds = {"constant small": small, "constant large": large}[sizes]
+    if len(statistics) > 1:
+        statistics = _ALL
+    after: list[Any] = []
+    if case["optimizer"] == "AdaScale":
+        after, statistics = [adaoptax.scale_by_adascale(small, decay=0.99)], statistics or ("norm",)
+    tx = {
+        "AdaGrad": lambda: [optax.adagrad(rate)],
+        "AdaGrad-Norm": lambda: [adaoptax.adagrad_norm(rate)],
+    }.get(
+        str(case["optimizer"]),
+        lambda: [optax.trace(0.9), *after, adaoptax.scale_by_schedule_over_examples(schedule)],
+    )()
+    chain = optax.with_extra_args_support(optax.chain(*before, *tx))
+    return Contender(chain, bounds, statistics)
+
+
+def _ramp(name: str, small: int, large: int, examples: int) -> adaoptax.BatchSizeSchedule:
+    stages = [(int(share * examples), min(small * k, large)) for share, k in RAMPS[name].items()]
+    return adaoptax.BatchSizeSchedule(stages)
+
+
+def _sebs(rate: float, small: int, large: int, examples: int) -> SizesAndRate:
+    """The batch grows by four where a step schedule would divide the rate by four."""
+    milestones = [examples // 2, 3 * examples // 4]
+    return adaoptax.sebs(small, rate, rho=4, milestones=milestones, max_batch_size=large)
