@@ -166,9 +166,11 @@ def _duel_table(methods: Mapping[Key, Rows], found: Mapping[Key, Any]) -> str:
     """Tests against ramps."""
     header = ["optimizer", "test", "updates", "best ramp", "loss beside it", "updates beside it",
               "best ramp of no more updates", "loss beside it"]  # fmt: skip
-    show = lambda duel: (
-        f"{duel.difference.value:+.2g} ± {duel.difference.error:.1g}: {duel.outcome}"
-    )
+
+    def show(duel: Duel) -> str:
+        value, error, _ = duel.difference
+        return f"{value:+.2g} ± {error:.1g}: {duel.outcome}"
+
     lines = []
     for key, (best, cheap) in found.items():
         lines.append([
@@ -189,7 +191,7 @@ def _figure(curves: Rows, methods: Mapping[Key, Rows]) -> Any:
     for color, key in zip(COLORS, lines, strict=False):
         label = f"{key[2]} (best)" if key in best else key[2]
         of_key = pick(curves, optimizer="SGD", learning_rate=key[1], sizes=key[2])
-        updates, examples, losses = (_by_run(of_key, x) for x in ("updates", "examples", "loss"))
+        updates, examples, losses = (_by_run(of_key, x) for x in ("updates", "seen", "loss"))
         if not np.isfinite(losses).all():
             continue
         grown = np.diff(examples, axis=1) / np.maximum(np.diff(updates, axis=1), 1)

@@ -68,7 +68,7 @@ def run(case: Case, seeds: Sequence[int]) -> list[Outcome]:
     start = trainer.prepare(contender(case))
     outcomes = []
     for seed in seeds:
-        curve: dict[str, list[float]] = {"updates": [], "examples": [], "loss": []}
+        curve: dict[str, list[float]] = {"updates": [], "seen": [], "loss": []}
 
         def look(updates: int, examples: int, params: Any, curve: Any = curve) -> None:
             loss = float(_loss(metrics(params)))

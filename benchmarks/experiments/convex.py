@@ -3,9 +3,9 @@
     python -m benchmarks.experiments.convex
 
 L2 logistic regression after Bollapragada, Byrd and Nocedal (2018), and L1 after Xie, Bollapragada,
-Byrd and Nocedal (2020) against BlitzWS: the programs of `examples/logistic_adaptive_sampling.py` and
-`examples/l1_logistic.py`, over seeds. An evaluation is N gradients of one example; for BlitzWS, which
-visits columns, it is one visit of every column.
+Byrd and Nocedal (2020) against BlitzWS: the programs `logistic_adaptive_sampling.py` and
+`l1_logistic.py` of `examples`, over seeds. An evaluation is N gradients of one example; for
+BlitzWS, which visits columns, it is one visit of every column.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ GAPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # that BlitzWS is asked
 def cases(size: Size) -> list[Case]:
     """Methods on data sets; the penalty says which of the two problems."""
     rows = 200 if size == "tiny" else 0
-    evaluations = {"tiny": 3, "default": 20, "full": 100}[size]
+    evaluations = {"tiny": 3, "default": 15, "full": 100}[size]
     datasets = {
         "tiny": ["cancer"],
         "default": ["cancer", "synthetic"],
@@ -54,8 +54,9 @@ def cases(size: Size) -> list[Case]:
         for data in datasets
         for method, signal in chosen
     ]  # fmt: skip
+    most = 20 if size == "tiny" else 500
     sparse: list[Case] = [
-        {"penalty": "L1", "data": data, "rows": rows, "evaluations": 20 if size == "tiny" else 500, "method": method,
+        {"penalty": "L1", "data": data, "rows": rows, "evaluations": most, "method": method,
          "signal": "debiased"}
         for data in (["cancer"] if size == "tiny" else ["synthetic", "mushrooms"])
         for method in ("complete-step test", "full gradient", "BlitzWS")

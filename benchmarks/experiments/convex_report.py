@@ -82,7 +82,7 @@ def _sentence(penalty: str, data: str, methods: Mapping[str, Rows]) -> str:
     goal = GOALS["L1"][-1]
     counted = {name: _reached(rows, goal) for name, rows in methods.items()}
     told = "; ".join(
-        f"{name} {f'{x.show()} evaluations' if n == len(methods[name]) else f'{n} of {len(methods[name])} runs'}"
+        f"{name} {x.show()} evaluations ({n} of {len(methods[name])} runs)"
         for name, (x, n) in counted.items()
     )
     test, full = (counted.get(name) for name in ("complete-step test", "full gradient"))

@@ -2,10 +2,11 @@
 
     python -m benchmarks.experiments.cost
 
-Fixed batches run in the least loop there is: a loader and a jitted step without statistics. Adaptive
-ones run as in `examples/train.py`: `accumulate`, `AdaptiveLoop`, the norm test, and AdaScale for the
-step. Time counts data, steps, statistics and decisions; compilation and evaluations are left out, and
-reported apart. Repeats are seeds, and all contenders run once for a seed before the next one.
+Fixed batches run in the least loop there is: a loader and a jitted step without statistics.
+Adaptive ones run as in `examples/train.py`: `accumulate`, `AdaptiveLoop`, the norm test, and
+AdaScale for the step. Time counts data, steps, statistics and decisions; compilation and
+evaluations are left out, and reported apart. Repeats are seeds, and all contenders run once for a
+seed before the next one.
 """
 
 import functools

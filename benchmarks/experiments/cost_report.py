@@ -80,12 +80,8 @@ def _sentence(methods: Mapping[Key, Mapping[int, Any]]) -> str:
         and (ratios := _ratios(rows, methods[SMALL]))
         and max(ratios) < 1
     ]
-    held = (
-        f"faster in every seed: {', '.join(faster)}"
-        if faster
-        else "no adaptive loop is faster in every seed"
-    )
-    return f"{held}. Seconds beside the fixed small batch: {'; '.join(told)}."
+    held = ", ".join(faster) or "no adaptive loop"
+    return f"Faster in every seed: {held}. Seconds beside the fixed small batch: {'; '.join(told)}."
 
 
 def _table(methods: Mapping[Key, Mapping[int, Any]]) -> str:

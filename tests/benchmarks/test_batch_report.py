@@ -1,0 +1,58 @@
+"""The verdict on batch tests says what the rows say, whichever way they point."""
+
+import pytest
+
+from benchmarks.experiments import batch_report
+from benchmarks.experiments.experiment import pick
+from benchmarks.experiments.store import Store
+
+RAMPS = {"ramp mild": (1.0, 800), "ramp early": (2.0, 200)}  # loss, updates
+
+
+def store_of(tmp_path, loss, updates, spread=0.01, diverged=0):
+    store = Store(tmp_path, "batch_tests")
+    for sizes, (level, steps) in {**RAMPS, "norm 2": (loss, updates)}.items():
+        case = {"problem": "mnist1d", "optimizer": "SGD", "learning_rate": 0.1, "sizes": sizes}
+        for seed in range(5):
+            own = seed * spread if sizes == "norm 2" else 0.0
+            common = {"largest": 512, "accuracy": 0.9, "train_seconds": 1.0, "updates": steps}
+            lost = diverged if sizes == "ramp mild" else 0
+            metrics = {"loss": level + 0.1 * seed + own, "diverged": lost, **common}
+            curve = {"updates": [0, steps], "seen": [0, 9000], "loss": [2.3, level]}
+            store.add(case, seed, metrics, curve)
+    return store
+
+
+def duels_of(store):
+    return batch_report._duels(batch_report._methods(store.rows))["SGD", 0.1, "norm 2"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "outcome"), [(0.5, "better"), (1.5, "worse"), (0.98, "no difference seen")]
+)
+def test_a_test_is_compared_with_the_best_ramp_seed_by_seed(tmp_path, loss, outcome):
+    store = store_of(tmp_path, loss, updates=500)
+    best, cheap = duels_of(store)
+    assert best.ramp == "ramp mild"
+    assert best.outcome == outcome
+    # Pairing takes out what seeds have in common: 0.1 from one to the next.
+    assert best.difference.value == pytest.approx(loss - 1 + 0.02)
+    assert best.difference.error == pytest.approx(0.01 * 2.5**0.5 / 5**0.5)
+    assert best.updates == 500 / 800
+    assert cheap is not None
+    assert (cheap.ramp, cheap.outcome) == ("ramp early", "better")
+    text = batch_report.report(store).text
+    assert f"1 {outcome}" in text.split("With the best ramp")[0]
+
+
+def test_fewer_updates_than_every_ramp_are_said(tmp_path):
+    store = store_of(tmp_path, 1.5, updates=100)
+    assert duels_of(store)[1] is None
+    assert "1 had fewer updates than every ramp" in batch_report.report(store).text
+
+
+def test_a_ramp_that_diverged_is_never_the_best(tmp_path):
+    store = store_of(tmp_path, 1.5, updates=500, diverged=1)
+    assert duels_of(store)[0].ramp == "ramp early"
+    assert "5 of 5" in batch_report.report(store).text
+    assert len(pick(store.rows, sizes="norm 2")) == 5
