@@ -286,8 +286,8 @@ def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[st
         bar.set_postfix_str(name)
         run = trainer.prepare(METHODS[name](setting))
         for seed in range(seeds):
-            params, *numbers, seconds = run(seed, problem.examples)
-            result = Result(*numbers, float(error(params)), seconds)
+            params, updates, examples, largest, seconds = run(seed, problem.examples)
+            result = Result(updates, examples, largest, float(error(params)), seconds)
             results.setdefault(name, []).append(result)
             bar.update()
     return results

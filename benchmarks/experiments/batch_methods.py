@@ -16,7 +16,7 @@ RAMPS = {
     "ramp doubling": {0: 1, 0.2: 2, 0.4: 4, 0.6: 8, 0.8: 16},
     "ramp early": {0: 1, 0.1: 4, 0.3: 16},
 }
-_TESTS = {
+_TESTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "norm": (adaoptax.norm_test, ("norm",)),
     "inner product": (adaoptax.inner_product_test, ("norm", "inner")),
     "augmented": (
@@ -35,7 +35,8 @@ def is_test(sizes: str) -> bool:
 
 def contender(case: Case) -> Contender:
     """The method of a case."""
-    sizes, rate, statistics = str(case["sizes"]), float(case["learning_rate"]), ()
+    sizes, rate = str(case["sizes"]), float(case["learning_rate"])
+    statistics: tuple[str, ...] = ()
     small, large, examples = (int(case[name]) for name in ("small", "large", "examples"))
     schedule: Any = optax.cosine_decay_schedule(rate, examples)
     before: list[Any] = []
@@ -53,16 +54,17 @@ def contender(case: Case) -> Contender:
         bounds = {"constant small": small, "constant large": large}[sizes]
     if len(statistics) > 1:
         statistics = _ALL
-    after: list[Any] = []
-    if case["optimizer"] == "AdaScale":
-        after, statistics = [adaoptax.scale_by_adascale(small, decay=0.99)], statistics or ("norm",)
-    tx = {
-        "AdaGrad": lambda: [optax.adagrad(rate)],
-        "AdaGrad-Norm": lambda: [adaoptax.adagrad_norm(rate)],
-    }.get(
-        str(case["optimizer"]),
-        lambda: [optax.trace(0.9), *after, adaoptax.scale_by_schedule_over_examples(schedule)],
-    )()
+    over_examples = [adaoptax.scale_by_schedule_over_examples(schedule)]
+    match case["optimizer"]:
+        case "SGD":
+            tx = [optax.trace(0.9), *over_examples]
+        case "AdaScale":
+            tx = [optax.trace(0.9), adaoptax.scale_by_adascale(small, decay=0.99), *over_examples]
+            statistics = statistics or ("norm",)
+        case "AdaGrad":
+            tx = [optax.adagrad(rate)]
+        case name:
+            tx = [{"AdaGrad-Norm": adaoptax.adagrad_norm}[str(name)](rate)]
     chain = optax.with_extra_args_support(optax.chain(*before, *tx))
     return Contender(chain, bounds, statistics)
 

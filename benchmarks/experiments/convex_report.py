@@ -120,9 +120,9 @@ def _table(penalty: str, rows: Rows) -> str:
                 found, count = _reached(runs, goal)
                 some = "" if count in (0, len(runs)) else f" ({count} of {len(runs)} runs)"
                 cells.append(found.show() + some)
-            count = mean([float(row["iterations"]) for row in runs]).value
+            steps = mean([float(row["iterations"]) for row in runs]).value
             size = mean([float(row["last_batch"]) for row in runs if "last_batch" in row]).value
-            lines.append([data, name, f"{count:.0f}" if count else "–",
+            lines.append([data, name, f"{steps:.0f}" if steps else "–",
                           "–" if math.isnan(size) else f"{size:.0f}", _error(runs).show(2),
                           *cells])  # fmt: skip
     return f"### {penalty}\n\n{markdown(header, lines)}"
