@@ -90,7 +90,8 @@ def _smooth(case: Case, data: Any, seed: int) -> Outcome:
 
 def _sparse(case: Case, data: Any, seed: int) -> Outcome:
     """Relative duality gap."""
-    problem = make_problem(*data, 0.2 * largest_penalty(*data))
+    features, labels = data
+    problem = make_problem(features, labels, 0.2 * largest_penalty(features, labels))
     if case["method"] == "BlitzWS":
         return _working_sets(problem)
     options = l1_logistic.parse_arguments(

@@ -1,5 +1,7 @@
 """The verdict on batch tests says what the rows say, whichever way they point."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.experiments import batch_report
@@ -12,13 +14,18 @@ RAMPS = {"ramp mild": (1.0, 800), "ramp early": (2.0, 200)}  # loss, updates
 def store_of(tmp_path, loss, updates, spread=0.01, diverged=0):
     store = Store(tmp_path, "batch_tests")
     for sizes, (level, steps) in {**RAMPS, "norm 2": (loss, updates)}.items():
-        case = {"problem": "mnist1d", "optimizer": "SGD", "learning_rate": 0.1, "sizes": sizes}
+        case: dict[str, Any] = {
+            "problem": "mnist1d",
+            "optimizer": "SGD",
+            "learning_rate": 0.1,
+            "sizes": sizes,
+        }
         for seed in range(5):
             own = seed * spread if sizes == "norm 2" else 0.0
             common = {"largest": 512, "accuracy": 0.9, "train_seconds": 1.0, "updates": steps}
             lost = diverged if sizes == "ramp mild" else 0
             metrics = {"loss": level + 0.1 * seed + own, "diverged": lost, **common}
-            curve = {"updates": [0, steps], "seen": [0, 9000], "loss": [2.3, level]}
+            curve: dict[str, Any] = {"updates": [0, steps], "seen": [0, 9000], "loss": [2.3, level]}
             store.add(case, seed, metrics, curve)
     return store
 

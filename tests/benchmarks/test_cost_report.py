@@ -17,7 +17,7 @@ def cost_store(tmp_path, seconds):
             row = {"reached": float(not math.isnan(x)), "seconds_to_target": x, "updates": 9}
             names = ("examples_to_target", "us_an_example", "programs", "programs_later")
             row |= dict.fromkeys((*names, "compile_seconds", "host_share"), 1.0)
-            curve = {"at_seconds": [0, 1], "at_examples": [0, 9], "loss": [2.3, 0.1]}
+            curve = {"at_seconds": [0.0, 1.0], "at_examples": [0.0, 9.0], "loss": [2.3, 0.1]}
             store.add(case, seed, row, curve)
     return store
 
