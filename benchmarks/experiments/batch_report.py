@@ -1,5 +1,6 @@
 """What is said of batch sizes by tests: verdict, tables and figures, from the rows."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,11 +24,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Duel(NamedTuple):
-    """A test against the best of some ramps.
+    """A test against a ramp.
 
     Attributes:
-        ramp: Which one.
-        difference: Loss of the test less that of the ramp, paired by seed.
+        ramp: Which one, or which two it lies between.
+        difference: Loss of the test less that of the ramp, paired by seed; infinite where a run of
+            the test diverged.
         updates: Updates of the test over those of the ramp.
     """
 
@@ -84,7 +86,7 @@ def _loss(rows: Rows) -> float:
 
 
 def _duels(methods: Mapping[Key, Rows]) -> dict[Key, tuple[Duel, Duel | None]]:
-    """Each test against the best ramp, and the best ramp that has hardly more updates than it."""
+    """Each test against the best ramp, and against ramps of as many updates as it had."""
     found = {}
     for key, rows in methods.items():
         if not is_test(key[2]):
@@ -92,19 +94,44 @@ def _duels(methods: Mapping[Key, Rows]) -> dict[Key, tuple[Duel, Duel | None]]:
         ramps = {k[2]: r for k, r in methods.items() if k[:2] == key[:2] and k[2] in RAMPS}
         if not ramps:
             continue
-        updates = _of(rows, "updates").value
-        cheap = {k: r for k, r in ramps.items() if _of(r, "updates").value <= 1.1 * updates}
-        best = lambda some: min(some, key=lambda name: _loss(some[name]))
-        duel = lambda name, rows=rows, ramps=ramps: _duel(name, rows, ramps[name])
-        found[key] = duel(best(ramps)), duel(best(cheap)) if cheap else None
+        best = min(ramps, key=lambda name: _loss(ramps[name]))
+        small = (*key[:2], "constant small")
+        found[key] = (
+            _duel(best, rows, ramps[best]),
+            _duel_between(rows, {"constant small": methods.get(small, ()), **ramps}),
+        )
     return found
 
 
 def _duel(name: str, rows: Rows, ramp: Rows) -> Duel:
-    theirs = {row["seed"]: row for row in ramp}
-    pairs = [(row, theirs[row["seed"]]) for row in rows if row["seed"] in theirs]
-    difference = mean([float(own["loss"]) - float(other["loss"]) for own, other in pairs])
-    return Duel(name, difference, _of(rows, "updates").value / _of(ramp, "updates").value)
+    theirs = {row["seed"]: float(row["loss"]) for row in ramp}
+    updates = _of(rows, "updates").value / _of(ramp, "updates").value
+    return Duel(name, _difference(rows, theirs), updates)
+
+
+def _duel_between(rows: Rows, ramps: Mapping[str, Rows]) -> Duel | None:
+    """Against the line between the two ramps next to it in updates, over their logarithms."""
+    updates = _of(rows, "updates").value
+    whole = {name: r for name, r in ramps.items() if r and _loss(r) < math.inf}
+    order = sorted(whole, key=lambda name: _of(whole[name], "updates").value)
+    for low, high in itertools.pairwise(order):
+        ends = [_of(whole[name], "updates").value for name in (low, high)]
+        if ends[0] <= updates <= ends[1]:
+            share = math.log(updates / ends[0]) / math.log(ends[1] / ends[0])
+            above = {row["seed"]: float(row["loss"]) for row in whole[high]}
+            theirs = {
+                row["seed"]: float(row["loss"]) ** (1 - share) * above[row["seed"]] ** share
+                for row in whole[low]
+                if row["seed"] in above
+            }
+            return Duel(f"{low} – {high}", _difference(rows, theirs), 1.0)
+    return None
+
+
+def _difference(rows: Rows, theirs: Mapping[int, float]) -> Mean:
+    if any(row["diverged"] for row in rows):
+        return Mean(math.inf, math.nan, len(rows))
+    return mean([float(row["loss"]) - theirs[row["seed"]] for row in rows if row["seed"] in theirs])
 
 
 def _verdict(duels: Sequence[tuple[Duel, Duel | None]]) -> str:
@@ -112,18 +139,18 @@ def _verdict(duels: Sequence[tuple[Duel, Duel | None]]) -> str:
     count = lambda some: ", ".join(
         f"{sum(duel.outcome == outcome for duel in some)} {outcome}" for outcome in OUTCOMES
     )
-    at_cost = [cheap for _, cheap in duels if cheap is not None]
+    at_cost = [between for _, between in duels if between is not None]
     fewest = len(duels) - len(at_cost)
     held = sum(best.outcome != OUTCOMES[2] for best, _ in duels)
-    none = f" ({fewest} had fewer updates than every ramp tried)" if fewest else ""
+    none = f" ({fewest} had fewer or more updates than all of them)" if fewest else ""
     return (
         f"**Verdict.** A loss no worse than that of the best ramp: {held} of {len(duels)} runs of a"
         " test with an optimizer on a problem. Each is compared with the ramp of the lowest mean"
         " loss, of two or four tried with the same optimizer and learning rate:"
-        f" {count([best for best, _ in duels])}. With the best ramp that had at most 1.1 times its"
-        f" updates: {count(at_cost)}{none}. Better and worse are differences, paired by seed, of"
-        f" more than {APART:g} standard errors. The ramp was chosen by how it ended, the test by"
-        " nothing."
+        f" {count([best for best, _ in duels])}. With ramps of as many updates (the line between"
+        f" the two next to it, the constant small batch among them): {count(at_cost)}{none}. Better and"
+        f" worse are differences, paired by seed, of more than {APART:g} standard errors. The best"
+        " ramp was chosen by how it ended, a test by nothing."
     )
 
 
@@ -165,17 +192,18 @@ def _table(methods: Mapping[Key, Rows]) -> str:
 def _duel_table(methods: Mapping[Key, Rows], found: Mapping[Key, Any]) -> str:
     """Tests against ramps."""
     header = ["optimizer", "test", "updates", "best ramp", "loss beside it", "updates beside it",
-              "best ramp of no more updates", "loss beside it"]  # fmt: skip
+              "ramps of as many updates", "loss beside them"]  # fmt: skip
 
     def show(duel: Duel) -> str:
         value, error, _ = duel.difference
         return f"{value:+.2g} ± {error:.1g}: {duel.outcome}"
 
     lines = []
-    for key, (best, cheap) in found.items():
+    for key, (best, between) in found.items():
         lines.append([
             key[0], key[2], f"{_of(methods[key], 'updates').value:.0f}", best.ramp, show(best),
-            f"{best.updates:.2f}×", cheap.ramp if cheap else "none", show(cheap) if cheap else "–",
+            f"{best.updates:.2f}×", between.ramp if between else "none",
+            show(between) if between else "–",
         ])  # fmt: skip
     return markdown(header, lines)
 

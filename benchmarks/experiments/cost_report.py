@@ -32,8 +32,8 @@ def report(store: Store) -> Report:
         "Times are medians over seeds, interleaved; a ratio is the median of ratios within a seed."
         " *First steps* are tracing, compiling and three steps. *Host* is data and decisions over"
         " all of a step at the first batch size, one after the other; in the run they overlap. A"
-        " device that is as slow at a large batch as at a small one an example, like a CPU, has no"
-        " time to gain from large batches but the overhead of steps."
+        " device that takes as long for an example of a large batch as for one of a small batch, as"
+        " a CPU does, gains no time by large batches but the overhead of steps."
     )
     text = "\n\n".join(["**Verdict.** " + " ".join(sentences), notes, *parts])
     caption = (
@@ -58,6 +58,12 @@ def _ratios(rows: Mapping[int, Any], base: Mapping[int, Any]) -> list[float]:
     return [rows[s]["seconds_to_target"] / base[s]["seconds_to_target"] for s in both]
 
 
+def _beside(rows: Mapping[int, Any], base: Mapping[int, Any], name: str) -> str:
+    """Median of a number over that of `base`, in the seeds that both reached the target in."""
+    both = [s for s in rows if s in base and rows[s]["reached"] and base[s]["reached"]]
+    return f"{statistics.median(rows[s][name] / base[s][name] for s in both):.2f}"
+
+
 def _sentence(methods: Mapping[Key, Mapping[int, Any]]) -> str:
     """Every contender against the fixed small batch."""
     told = []
@@ -70,8 +76,11 @@ def _sentence(methods: Mapping[Key, Mapping[int, Any]]) -> str:
             told.append(f"{name} reached it in {reached} of {len(rows)} runs")
             continue
         few = "" if reached == len(rows) else f", in {reached} of {len(rows)} runs"
-        low, high = min(ratios), max(ratios)
-        told.append(f"{name} {statistics.median(ratios):.2f}× ({low:.2f} to {high:.2f}{few})")
+        told.append(
+            f"{name} {statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f}{few};"
+            f" {_beside(rows, methods[SMALL], 'examples_to_target')}× the examples,"
+            f" {_beside(rows, methods[SMALL], 'us_an_example')}× the time of one)"
+        )
     faster = [
         _name(key, methods)
         for key, rows in methods.items()

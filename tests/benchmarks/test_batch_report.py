@@ -8,7 +8,7 @@ from benchmarks.experiments import batch_report
 from benchmarks.experiments.experiment import pick
 from benchmarks.experiments.store import Store
 
-RAMPS = {"ramp mild": (1.0, 800), "ramp early": (2.0, 200)}  # loss, updates
+RAMPS = {"ramp mild": (1.0, 800), "ramp early": (4.0, 200)}  # loss, updates
 
 
 def store_of(tmp_path, loss, updates, spread=0.01, diverged=0):
@@ -39,23 +39,34 @@ def duels_of(store):
 )
 def test_a_test_is_compared_with_the_best_ramp_seed_by_seed(tmp_path, loss, outcome):
     store = store_of(tmp_path, loss, updates=500)
-    best, cheap = duels_of(store)
+    best, _ = duels_of(store)
     assert best.ramp == "ramp mild"
     assert best.outcome == outcome
     # Pairing takes out what seeds have in common: 0.1 from one to the next.
     assert best.difference.value == pytest.approx(loss - 1 + 0.02)
     assert best.difference.error == pytest.approx(0.01 * 2.5**0.5 / 5**0.5)
     assert best.updates == 500 / 800
-    assert cheap is not None
-    assert (cheap.ramp, cheap.outcome) == ("ramp early", "better")
     text = batch_report.report(store).text
-    assert f"1 {outcome}" in text.split("With the best ramp")[0]
+    assert f"1 {outcome}" in text.split("With ramps")[0]
+
+
+@pytest.mark.parametrize(("loss", "outcome"), [(1.5, "better"), (2.5, "worse")])
+def test_ramps_of_as_many_updates_are_interpolated(tmp_path, loss, outcome):
+    # Halfway between 200 and 800 updates, in factors, lies the loss halfway between 4 and 1.
+    store = store_of(tmp_path, loss, updates=400)
+    between = duels_of(store)[1]
+    assert between is not None
+    theirs = [((4 + 0.1 * seed) * (1 + 0.1 * seed)) ** 0.5 for seed in range(5)]
+    own = [loss + 0.11 * seed for seed in range(5)]
+    assert between.difference.value == pytest.approx((sum(own) - sum(theirs)) / 5)
+    assert between.outcome == outcome
+    assert f"1 {outcome}" in batch_report.report(store).text.split("With ramps")[1]
 
 
 def test_fewer_updates_than_every_ramp_are_said(tmp_path):
     store = store_of(tmp_path, 1.5, updates=100)
     assert duels_of(store)[1] is None
-    assert "1 had fewer updates than every ramp" in batch_report.report(store).text
+    assert "1 had fewer or more updates" in batch_report.report(store).text
 
 
 def test_a_ramp_that_diverged_is_never_the_best(tmp_path):
@@ -63,3 +74,9 @@ def test_a_ramp_that_diverged_is_never_the_best(tmp_path):
     assert duels_of(store)[0].ramp == "ramp early"
     assert "5 of 5" in batch_report.report(store).text
     assert len(pick(store.rows, sizes="norm 2")) == 5
+
+
+def test_a_test_that_diverged_is_worse_whatever_its_loss(tmp_path):
+    store = store_of(tmp_path, 0.5, updates=500)
+    pick(store.rows, sizes="norm 2")[3]["diverged"] = 1
+    assert [duel.outcome for duel in duels_of(store)] == ["worse", "worse"]
