@@ -148,9 +148,9 @@ def _verdict(duels: Sequence[tuple[Duel, Duel | None]]) -> str:
         " test with an optimizer on a problem. Each is compared with the ramp of the lowest mean"
         " loss, of two or four tried with the same optimizer and learning rate:"
         f" {count([best for best, _ in duels])}. With ramps of as many updates (the line between"
-        f" the two next to it, the constant small batch among them): {count(at_cost)}{none}. Better and"
-        f" worse are differences, paired by seed, of more than {APART:g} standard errors. The best"
-        " ramp was chosen by how it ended, a test by nothing."
+        " the two next to it, the constant small batch among them):"
+        f" {count(at_cost)}{none}. Better and worse are differences, paired by seed, of more than"
+        f" {APART:g} standard errors. The best ramp was chosen by how it ended, a test by nothing."
     )
 
 

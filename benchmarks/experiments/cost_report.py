@@ -140,7 +140,7 @@ def _figure(store: Store) -> Figure:
         axis.axhline(target, color="#4b5563", ls="--", lw=0.8)
         axis.set(xlabel="seconds", ylabel="held-out loss", yscale="log", title=_title(problem))
         axis.title.set_fontsize(9)
-    legend_below(figure, axes[0], columns=4)
+    legend_below(figure, axes[0], columns=3)
     return figure
 
 
