@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.experiments.store import Store, Value
+from benchmarks.experiments.store import Store, Value, clear
 from benchmarks.timing import machine
 
 Case = dict[str, Value]
@@ -76,9 +76,9 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.seeds < 2:
         parser.error("--seeds must be at least 2: one run has no standard error")
-    store = Store(options.out, experiment.name)
     if options.fresh:
-        store.clear()
+        clear(options.out, experiment.name)
+    store = Store(options.out, experiment.name)
     run_missing(experiment, store, options.size, options.seeds)
     print(write_report(experiment, store, options.out))
 
