@@ -178,7 +178,7 @@ def _table(methods: Mapping[Key, Rows]) -> str:
     lines = []
     for (optimizer, rate, sizes), rows in methods.items():
         accuracy = _of(rows, "accuracy")
-        percent = Mean(100 * accuracy.value, 100 * accuracy.error, accuracy.count)
+        percent = Mean(100 * accuracy.value, 100 * accuracy.error, accuracy.runs)
         diverged = sum(int(row["diverged"]) for row in rows)
         lines.append([
             optimizer, f"{rate:g}", sizes, f"{_of(rows, 'updates').value:.0f}",
