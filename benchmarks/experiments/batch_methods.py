@@ -9,12 +9,13 @@ from adaoptax.schedules import SizesAndRate
 from benchmarks.experiments.experiment import Case
 from benchmarks.training import Contender
 
-# Share of the run at which each part begins, and its batch in units of the small one.
+# Share of the run at which each part begins, and how far its batch is from small to large, in
+# factors: 0.5 is as many doublings from one as from the other.
 RAMPS = {
-    "ramp mild": {0: 1, 0.5: 2, 0.75: 4},
-    "ramp late": {0: 1, 0.5: 4, 0.75: 16},
-    "ramp doubling": {0: 1, 0.2: 2, 0.4: 4, 0.6: 8, 0.8: 16},
-    "ramp early": {0: 1, 0.1: 4, 0.3: 16},
+    "ramp mild": {0: 0, 0.5: 0.25, 0.75: 0.5},
+    "ramp late": {0: 0, 0.5: 0.5, 0.75: 1},
+    "ramp doubling": {0: 0, 0.2: 0.25, 0.4: 0.5, 0.6: 0.75, 0.8: 1},
+    "ramp early": {0: 0, 0.1: 0.5, 0.3: 1},
 }
 _TESTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "norm": (adaoptax.norm_test, ("norm",)),
@@ -70,8 +71,10 @@ def contender(case: Case) -> Contender:
 
 
 def _ramp(name: str, small: int, large: int, examples: int) -> adaoptax.BatchSizeSchedule:
-    stages = [(int(share * examples), min(small * k, large)) for share, k in RAMPS[name].items()]
-    return adaoptax.BatchSizeSchedule(stages)
+    doublings = (large // small).bit_length() - 1
+    return adaoptax.BatchSizeSchedule(
+        [(int(at * examples), small << round(far * doublings)) for at, far in RAMPS[name].items()]
+    )
 
 
 def _sebs(rate: float, small: int, large: int, examples: int) -> SizesAndRate:

@@ -37,7 +37,7 @@ METHODS: tuple[tuple[str, float, str], ...] = (
     *(("AdaGrad", 0.1, name) for name in ("constant small", *FEW_RAMPS, "coordinate 4")),
     *(("AdaGrad-Norm", 3.0, name) for name in ("constant small", *FEW_RAMPS, "norm 4")),
 )
-TINY = (("SGD", 0.1, "constant small"), ("SGD", 0.1, "ramp mild"), ("SGD", 0.1, "norm 2"))
+TINY = (("SGD", 0.1, "constant small"), ("SGD", 0.1, "ramp late"), ("SGD", 0.1, "norm 2"))
 EXAMPLES = {"digits_cnn": 28_800, "mnist1d": 40_000, "byte_lm": 8_000}
 WIDE = {"digits_cnn": 128, "mnist1d": 128, "byte_lm": 256}  # on an accelerator
 

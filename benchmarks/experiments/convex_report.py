@@ -72,7 +72,7 @@ def _sentence(penalty: str, data: str, methods: Mapping[str, Rows]) -> str:
     show = lambda name: f"{name} ({_error(methods[name]).show(2)})"
     if penalty == "L2":
         order = sorted(last, key=lambda name: last[name].value)
-        by = lambda one, other: _beats(last, one, other)
+        by = lambda one, other: _beats(methods, one, other)
         return (
             f"L2, {data}: lowest relative error at the end {show(order[0])}, highest"
             f" {show(order[-1])}; the inner-product test as printed is"
@@ -93,15 +93,20 @@ def _sentence(penalty: str, data: str, methods: Mapping[str, Rows]) -> str:
     return f"L1, {data}, to a gap of {goal}: {told}.{saved}"
 
 
-def _beats(last: Mapping[str, Mean], one: str, other: str) -> str:
-    """By more than three standard errors of both; runs differ in their batches alone."""
-    if one not in last or other not in last:
+def _beats(methods: Mapping[str, Rows], one: str, other: str) -> str:
+    """By more than three standard errors of the error's logarithm, paired by seed."""
+    if one not in methods or other not in methods:
         return "not compared with"
-    difference = last[one].value - last[other].value
-    error = np.hypot(*(np.nan_to_num(last[x].error) for x in (one, other)))
-    if abs(difference) <= 3 * error:
+    theirs = {row["seed"]: _log_error(row) for row in methods[other]}
+    pairs = [row for row in methods[one] if row["seed"] in theirs]
+    value, error, _ = mean([_log_error(row) - theirs[row["seed"]] for row in pairs])
+    if not abs(value) > 3 * error:
         return "not to be told from"
-    return "better than" if difference < 0 else "worse than"
+    return "better than" if value < 0 else "worse than"
+
+
+def _log_error(row: Mapping[str, Any]) -> float:
+    return math.log(max(float(row["error"]), 1e-16))
 
 
 def _error(rows: Rows) -> Mean:
