@@ -32,7 +32,8 @@ def report(store: Store) -> Report:
         figures[f"_{penalty}"] = _figure(pick(store.curves, penalty=penalty), penalty)
         captions[f"_{penalty}"] = (
             f"{penalty} logistic regression: {ERROR[penalty]}, and batch size, by effective"
-            " gradient evaluations; medians over seeds, with the range of all runs."
+            " gradient evaluations; medians over seeds with the range of all runs, as far as the"
+            " shortest of them."
         )
     verdict = "**Verdict.** " + " ".join(sentences)
     notes = (
@@ -167,7 +168,8 @@ def _draw(axis: Axes, rows: Rows, column: str, color: str, label: str) -> None:
         logs.append(np.interp(grid, x, np.log(np.maximum(y, 1e-16)), right=np.nan))
     lines = np.exp(np.array(logs))
     seen = ~np.isnan(lines).any(axis=0)
-    axis.plot(grid[seen], np.median(lines[:, seen], axis=0), color=color, label=label, lw=1.5)
+    style = {"color": color, "label": label, "lw": 1.5, "ls": "--" if label == "augmented" else "-"}
+    axis.plot(grid[seen], np.median(lines[:, seen], axis=0), **style)
     axis.fill_between(
         grid[seen], lines[:, seen].min(0), lines[:, seen].max(0), color=color, alpha=0.15, lw=0
     )
