@@ -1,6 +1,7 @@
 """What is said of the cost of the whole loop: verdict, table and figure."""
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -145,4 +146,4 @@ def _figure(store: Store) -> Figure:
 
 
 def _title(problem: str) -> str:
-    return (PROBLEMS[problem].__doc__ or problem).split(":")[0]
+    return re.split("[:;.]", PROBLEMS[problem].__doc__ or problem)[0]

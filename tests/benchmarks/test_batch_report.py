@@ -13,7 +13,8 @@ RAMPS = {"ramp mild": (1.0, 800), "ramp early": (4.0, 200)}  # loss, updates
 
 def store_of(tmp_path, loss, updates, spread=0.01, diverged=0):
     store = Store(tmp_path, "batch_tests")
-    for sizes, (level, steps) in {**RAMPS, "norm 2": (loss, updates)}.items():
+    small = {"constant small": (0.9, 1000)}
+    for sizes, (level, steps) in {**RAMPS, **small, "norm 2": (loss, updates)}.items():
         case: dict[str, Any] = {
             "problem": "mnist1d",
             "optimizer": "SGD",
@@ -48,6 +49,13 @@ def test_a_test_is_compared_with_the_best_ramp_seed_by_seed(tmp_path, loss, outc
     assert best.updates == 500 / 800
     text = batch_report.report(store).text
     assert f"1 {outcome}" in text.split("With ramps")[0]
+    assert f"holds for {int(outcome != 'worse')} of 1 tests" in text
+
+
+def test_a_batch_that_hardly_grows_proves_nothing(tmp_path):
+    store = store_of(tmp_path, 0.98, updates=950)
+    assert duels_of(store)[0].outcome == "no difference seen"
+    assert "holds for 0 of 1 tests" in batch_report.report(store).text
 
 
 @pytest.mark.parametrize(("loss", "outcome"), [(1.5, "better"), (2.5, "worse")])
