@@ -168,7 +168,12 @@ def _draw(axis: Axes, rows: Rows, column: str, color: str, label: str) -> None:
         logs.append(np.interp(grid, x, np.log(np.maximum(y, 1e-16)), right=np.nan))
     lines = np.exp(np.array(logs))
     seen = ~np.isnan(lines).any(axis=0)
-    style = {"color": color, "label": label, "lw": 1.5, "ls": "--" if label == "augmented" else "-"}
+    style: dict[str, Any] = {
+        "color": color,
+        "label": label,
+        "lw": 1.5,
+        "ls": "--" if label == "augmented" else "-",
+    }
     axis.plot(grid[seen], np.median(lines[:, seen], axis=0), **style)
     axis.fill_between(
         grid[seen], lines[:, seen].min(0), lines[:, seen].max(0), color=color, alpha=0.15, lw=0
