@@ -160,7 +160,8 @@ def _verdict(duels: Sequence[tuple[Duel, Duel | None]], held: int) -> str:
         f" {count([best for best, _ in duels])}. With ramps of as many updates (the line between"
         " the two next to it, the constant small batch among them):"
         f" {count(at_cost)}{none}. Better and worse are differences, paired by seed, of more than"
-        f" {APART:g} standard errors. The best ramp was chosen by how it ended, a test by nothing."
+        f" {APART:g} standard errors. The best ramp was chosen by how it"
+        " ended; tolerances were set by a pilot for batches that grow, the same for all problems."
     )
 
 
