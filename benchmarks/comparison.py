@@ -10,7 +10,6 @@ seeds, with the standard error of the final error. The batch grows from 32 to at
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import adaoptax
 from benchmarks.timing import machine
+from benchmarks.training import Contender, Trainer
 
 SMALL, LARGE, MICRO = 32, 512, 16
 CAPACITIES = (32, 128, 512)  # rows that batches are padded to: a compilation each
@@ -70,20 +70,6 @@ class Setting(NamedTuple):
     examples: int
     schedule: optax.Schedule
     ramp: adaoptax.BatchSizeSchedule
-
-
-class Contender(NamedTuple):
-    """One method in use.
-
-    Attributes:
-        tx: The chain.
-        sizes: A policy's bounds (SMALL, LARGE), a fixed size, or a schedule.
-        statistics: What is measured, exactly, from every example.
-    """
-
-    tx: optax.GradientTransformation
-    sizes: Any
-    statistics: tuple[str, ...] = ("norm",)
 
 
 ADAPTIVE = (SMALL, LARGE)
@@ -277,52 +263,6 @@ class Result(NamedTuple):
     seconds: float
 
 
-def make_step(problem: Problem, contender: Contender) -> Any:
-    """The train step, compiled for every size of a ladder, so that no run waits for it."""
-    method = adaoptax.measure.per_example(statistics=contender.statistics)
-    measure = adaoptax.value_grad_and_stats(problem.loss_fn, method)
-
-    @jax.jit
-    def step(state: Any, batch: Any, mask: Any) -> Any:
-        params, opt_state = state
-        loss, grads, stats = measure(params, batch, mask=mask)
-        updates, opt_state = contender.tx.update(grads, opt_state, params, stats=stats)
-        state = optax.apply_updates(params, updates), opt_state
-        return state, adaoptax.observables(loss, stats, opt_state)
-
-    params = problem.init(jax.random.key(0))
-    state = params, contender.tx.init(params)
-    for rows in CAPACITIES:
-        example = jax.tree.map(
-            lambda x, rows=rows: np.resize(x, (rows, *x.shape[1:])), problem.data
-        )
-        jax.block_until_ready(step(state, example, np.ones(rows, bool)))
-    return step
-
-
-def run(problem: Problem, contender: Contender, step: Any, seed: int) -> Result:
-    """One run from the start."""
-    loader = adaoptax.BatchLoader(
-        problem.data, MICRO, max_batch_size=LARGE, pad_to=CAPACITIES, seed=seed
-    )
-    sizes = contender.sizes
-    low, high = sizes if isinstance(sizes, tuple) else (sizes, sizes)
-    policy = adaoptax.GrowthPolicy(low, high, multiple_of=MICRO, patience=2)
-    loop = adaoptax.AdaptiveLoop(loader, policy)
-    params = problem.init(jax.random.key(seed))
-    state = params, contender.tx.init(params)
-    largest, started = 0, time.perf_counter()
-    while loop.examples_seen < problem.examples:
-        batch = next(loop)
-        largest = max(largest, batch.num_examples)
-        state, output = step(state, *batch)
-        loop.observe(output)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - started
-    error = float(jax.jit(problem.error)(state[0]))
-    return Result(loop.step, loop.examples_seen, largest, error, seconds)
-
-
 def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[str, list[Result]]:
     """Runs of every method."""
     quarters = [problem.examples * i // 4 for i in (1, 2, 3)]
@@ -333,13 +273,22 @@ def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[st
         schedule=optax.cosine_decay_schedule(problem.learning_rate, problem.examples),
         ramp=adaoptax.BatchSizeSchedule.parse(RAMP.format(*quarters)),
     )
+    trainer = Trainer(
+        problem,
+        lambda statistics: adaoptax.measure.per_example(statistics=statistics),
+        micro_batch_size=MICRO,
+        capacities=CAPACITIES,
+        padded=True,
+    )
+    error = jax.jit(problem.error)
     results: dict[str, list[Result]] = {}
     for name in names:
         bar.set_postfix_str(name)
-        contender = METHODS[name](setting)
-        step = make_step(problem, contender)
+        run = trainer.prepare(METHODS[name](setting))
         for seed in range(seeds):
-            results.setdefault(name, []).append(run(problem, contender, step, seed))
+            params, updates, examples, largest, seconds = run(seed, problem.examples)
+            result = Result(updates, examples, largest, float(error(params)), seconds)
+            results.setdefault(name, []).append(result)
             bar.update()
     return results
 

@@ -8,7 +8,14 @@ import sys
 
 from benchmarks.experiments.experiment import add_options
 
-NAMES: tuple[str, ...] = ("adascale", "adascale_lm", "elastic")
+NAMES: tuple[str, ...] = (
+    "adascale",
+    "adascale_lm",
+    "elastic",
+    "batch_tests",
+    "convex",
+    "cost",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
