@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.experiments.experiment import add_options
 
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("adascale", "adascale_lm", "elastic")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -138,7 +138,10 @@ def _classifier(
     def metrics(params: Any) -> dict[str, jax.Array]:
         found = scores(params, jnp.asarray(test[0]))
         right = found.argmax(-1) == test[1]
-        return {"test_accuracy": right.mean(), "test_loss": cross_entropy(found, test[1])}
+        return {
+            "test_accuracy": right.mean(),
+            "test_loss": cross_entropy(found, jnp.asarray(test[1])),
+        }
 
     return Problem(
         name=name,

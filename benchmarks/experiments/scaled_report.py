@@ -1,0 +1,232 @@
+"""What the runs of `adascale` say: sentences, tables and figures, for any problems."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.experiments import style
+from benchmarks.experiments.experiment import Report, pick
+from benchmarks.experiments.store import Store
+from benchmarks.experiments.summary import Mean, markdown, mean
+
+Rows = Sequence[Mapping[str, Any]]
+
+NAMES = {
+    "adascale": "AdaScale",
+    "lsw": "LSW",
+    "lsw_stretched": "LSW, as long as AdaScale",
+    "sqrt": "√S",
+    "sqrt_stretched": "√S, as long as AdaScale",
+    "none": "not scaled",
+}
+TITLES = {"digits_cnn": "digits CNN", "mnist1d": "MNIST-1D", "byte_lm": "byte LM"}
+
+
+class Quality:
+    """The final metric of a problem: how it is called, shown and compared."""
+
+    def __init__(self, problem: str) -> None:
+        self.column = "bits_per_byte" if problem == "byte_lm" else "test_accuracy"
+        self.label = "bits per byte" if problem == "byte_lm" else "test accuracy (%)"
+        self.unit = "bits" if problem == "byte_lm" else "points"
+        self._factor, self._better = (1, -1) if problem == "byte_lm" else (100, 1)
+
+    def of(self, rows: Rows) -> Mean:
+        """Mean over the runs that did not diverge."""
+        return mean([self._factor * float(r[self.column]) for r in rows if not r["diverged"]])
+
+    def loss(self, rows: Rows, base: Rows) -> Mean:
+        """How much worse than `base`, with the standard error of the difference."""
+        here, there = self.of(rows), self.of(base)
+        value = self._better * (there.value - here.value)
+        return Mean(value, math.hypot(here.error, there.error), here.count)
+
+    def show(self, rows: Rows) -> str:
+        """The mean, and how many diverged."""
+        gone = sum(r["diverged"] for r in rows)
+        if gone == len(rows):
+            return "all diverged" if rows else "–"
+        return self.of(rows).show(4) + (f" ({gone} of {len(rows)} diverged)" if gone else "")
+
+
+def write(store: Store) -> Report:
+    """Sentences and tables of each problem; quality and iterations over S as figures."""
+    problems = list(dict.fromkeys(row["problem"] for row in store.rows))
+    text = "\n\n".join(_section(name, store) for name in problems)
+    return Report(
+        text,
+        {"": _draw_quality(problems, store), "_cut": _draw_cut(problems, store)},
+        {
+            "": "Final quality over S, mean ± standard error; a cross marks where runs diverged"
+            " (they are not in the mean).",
+            "_cut": "How many times fewer iterations AdaScale takes than S = 1, beside S itself and"
+            " the gain of the measured noise scale φ.",
+        },
+    )
+
+
+def _section(problem: str, store: Store) -> str:
+    rows, quality = pick(store.rows, problem=problem), Quality(problem)
+    base = pick(rows, scale=1)
+    scales = list(dict.fromkeys(r["scale"] for r in rows if r["scale"] > 1))
+    setting = (
+        f"{TITLES[problem]}: base batch {base[0]['base_batch']}, {base[0]['steps']} steps at S = 1"
+        f" with learning rate {base[0]['learning_rate']}"
+    )
+    verdicts = [f"**{NAMES[m]}** {_verdict(m, rows, base, scales, quality)}" for m in NAMES]
+    return "\n\n".join(
+        [
+            f"**{setting}.** {_iterations(problem, store, scales)}",
+            "\n".join(f"- {line}" for line in verdicts),
+            _table(rows, base, scales, quality),
+        ]
+    )
+
+
+def _verdict(method: str, rows: Rows, base: Rows, scales: Sequence[int], quality: Quality) -> str:
+    """Where a method is worse than S = 1 by more than two standard errors."""
+    of = {scale: pick(rows, scale=scale, method=method) for scale in scales}
+    diverged = [
+        f"{sum(r['diverged'] for r in of[s])} of {len(of[s])} at S = {s}"
+        for s in scales
+        if any(r["diverged"] for r in of[s])
+    ]
+    tail = f"; diverged in {', '.join(diverged)}." if diverged else "; never diverged."
+    losses = {s: quality.loss(of[s], base) for s in scales}
+    losses = {s: x for s, x in losses.items() if math.isfinite(x.value)}
+    if not losses:
+        return "has no run to compare" + tail
+    worse = [s for s, x in losses.items() if x.value > 2 * x.error]
+    most = max(worse or losses, key=lambda s: losses[s].value)
+    lost = f"({losses[most].show(2)} {quality.unit}"
+    if worse:
+        where = ", ".join(str(s) for s in worse)
+        begin = f"is worse than S = 1 by more than two standard errors at S = {where}"
+        return f"{begin}, most at S = {most} {lost}){tail}"
+    return f"loses nothing beyond two standard errors {lost} at S = {most}, its worst){tail}"
+
+
+def _iterations(problem: str, store: Store, scales: Sequence[int]) -> str:
+    noise = noise_scale(problem, store)
+    parts = [
+        f"{_cut(problem, store, s).value:.1f} times at S = {s}"
+        f" (the gain of φ is {gain(noise, s):.1f})"
+        for s in scales
+        if s in (8, 64) or s == scales[-1]
+    ]
+    return (
+        f"AdaScale cut the iterations {' and '.join(parts)}. The noise scale φ, in base batches,"
+        f" was {noise:.0f} (median along the runs of AdaScale), which bounds the cut by 1 + φ."
+    )
+
+
+def _table(rows: Rows, base: Rows, scales: Sequence[int], quality: Quality) -> str:
+    header = ["S", quality.label, "train loss", "iterations", "examples", "diverged"]
+    lines = []
+    for scale in (1, *scales):
+        for method in NAMES if scale > 1 else ("adascale",):
+            of = pick(rows, scale=scale, method=method)
+            kept = [r for r in of if not r["diverged"]]
+            lines.append(
+                [
+                    f"{scale}, {NAMES[method]}" if scale > 1 else "1, all methods",
+                    quality.of(of).show(4),
+                    mean([float(r["train_loss"]) for r in kept]).show(3),
+                    f"{mean([float(r['iterations']) for r in of]).value:.0f}",
+                    f"{mean([float(r['examples']) for r in of]).value:.0f}",
+                    f"{sum(r['diverged'] for r in of)} of {len(of)}",
+                ]
+            )
+    return markdown(header, lines)
+
+
+def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
+    figure, axes = style.panels(len(problems))
+    for axis, problem in zip(axes, problems, strict=True):
+        rows, quality = pick(store.rows, problem=problem), Quality(problem)
+        base = pick(rows, scale=1)
+        scales = [1, *dict.fromkeys(r["scale"] for r in rows if r["scale"] > 1)]
+        for color, (method, label) in zip(style.COLORS, NAMES.items(), strict=False):
+            of = {s: pick(rows, scale=s, method=method) if s > 1 else base for s in scales}
+            means = [quality.of(of[s]) for s in scales]
+            axis.errorbar(
+                scales,
+                [m.value for m in means],
+                [m.error for m in means],
+                color=color,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=2.2 if method == "adascale" else 1.1,
+                label=label,
+            )
+            crossed = [s for s in scales if any(r["diverged"] for r in of[s])]
+            at = 0.02 + 0.05 * list(NAMES).index(method)
+            axis.plot(
+                crossed,
+                [at] * len(crossed),
+                "x",
+                color=color,
+                transform=axis.get_xaxis_transform(),
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(scales, [str(s) for s in scales])
+        axis.set_xlabel("S")
+        axis.set_ylabel(quality.label)
+        axis.set_title(TITLES[problem])
+    style.legend_below(figure, axes[0], columns=3)
+    return figure
+
+
+def _draw_cut(problems: Sequence[str], store: Store) -> Figure:
+    figure, axes = style.panels(len(problems))
+    for axis, problem in zip(axes, problems, strict=True):
+        scales = list(dict.fromkeys(r["scale"] for r in pick(store.rows, problem=problem)))
+        cuts = [_cut(problem, store, s) for s in scales]
+        noise = noise_scale(problem, store)
+        axis.plot(scales, scales, ":", color="#4b5563", label="S")
+        axis.plot(
+            scales,
+            [gain(noise, s) for s in scales],
+            "--",
+            color=style.COLORS[1],
+            label="gain of the median φ",
+        )
+        axis.errorbar(
+            scales,
+            [c.value for c in cuts],
+            [c.error for c in cuts],
+            color=style.COLORS[0],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label="AdaScale",
+        )
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        for set_ticks in (axis.set_xticks, axis.set_yticks):
+            set_ticks(scales, [str(s) for s in scales])
+        axis.set_xlabel("S")
+        axis.set_ylabel("times fewer iterations")
+        axis.set_title(f"{TITLES[problem]}, φ = {noise:.0f} base batches")
+    style.legend_below(figure, axes[0])
+    return figure
+
+
+def gain(noise: float, scale: float) -> float:
+    """The closed form, of a noise scale in base batches."""
+    return (noise + 1) / (noise / scale + 1)
+
+
+def noise_scale(problem: str, store: Store) -> float:
+    """Median over all points of AdaScale's runs, in base batches."""
+    points = pick(store.curves, problem=problem, method="adascale")
+    return statistics.median(float(p["noise"]) for p in points)
+
+
+def _cut(problem: str, store: Store, scale: int) -> Mean:
+    rows = pick(store.rows, problem=problem, scale=scale, method="adascale")
+    return mean([float(r["steps"]) / float(r["iterations"]) for r in rows])
