@@ -79,8 +79,8 @@ def report(store: Store) -> Report:
     verdict = (
         "Worse than S = 1 by more than two standard errors, or diverged: "
         + ("; ".join(worse) if worse else "no course of S")
-        + ". All others end as S = 1 does. LSW takes the examples of S = 1, and S times its learning"
-        " rate after the warm-up of 5.5 %."
+        + ". All others end as S = 1 does. LSW takes the examples of S = 1, and S times its"
+        " learning rate after the warm-up of 5.5 %."
     )
     caption = (
         "Runs of AdaScale over τ, means of all seeds with standard error: S, the gain, and the loss"
@@ -122,9 +122,9 @@ EXPERIMENT = Experiment(
     name="elastic",
     title="Elastic batches with AdaScale",
     claim=(
-        "The batch may change in the middle of a run: with learning rate and schedule on τ, AdaScale"
-        " ends at the quality of S = 1 whatever the course of S was, in the iterations that the"
-        " gains allow."
+        "The batch may change in the middle of a run: with learning rate and schedule on τ,"
+        " AdaScale ends at the quality of S = 1 whatever the course of S was, in the iterations"
+        " that the gains allow."
     ),
     cases=cases,
     run=run,

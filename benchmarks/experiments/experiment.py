@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.experiments.store import Store, Value
+from benchmarks.experiments.store import Store, Value, clear
 from benchmarks.timing import machine
 
 Case = dict[str, Value]
@@ -54,6 +54,7 @@ class Experiment(NamedTuple):
             that its results can be kept under it.
         run: ``run(case, seeds)`` → an outcome a seed.
         report: ``report(store)`` → what is shown of all rows.
+        interleaved: Whether all cases run for a seed before the next seed, as times want it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Experiment(NamedTuple):
     cases: Callable[[Size], list[Case]]
     run: Callable[[Case, Sequence[int]], list[Outcome]]
     report: Callable[[Store], Report]
+    interleaved: bool = False
 
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> None:
@@ -74,9 +76,9 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.seeds < 2:
         parser.error("--seeds must be at least 2: one run has no standard error")
-    store = Store(options.out, experiment.name)
     if options.fresh:
-        store.clear()
+        clear(options.out, experiment.name)
+    store = Store(options.out, experiment.name)
     run_missing(experiment, store, options.size, options.seeds)
     print(write_report(experiment, store, options.out))
 
@@ -97,21 +99,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_missing(experiment: Experiment, store: Store, size: Size, seeds: int) -> None:
     """Runs what the store does not have; every case is saved when it is done."""
     cases = experiment.cases(size)
-    missing = {i: store.missing(case, range(seeds)) for i, case in enumerate(cases)}
-    total = sum(len(x) for x in missing.values())
+    missing = [(case, store.missing(case, range(seeds))) for case in cases]
+    total = sum(len(x) for _, x in missing)
+    if experiment.interleaved:
+        missing = [(c, [seed]) for seed in range(seeds) for c, x in missing if seed in x]
     with tqdm(total=total, unit=" runs", desc=experiment.name, file=sys.stderr) as bar:
-        for i, case in enumerate(cases):
-            if not missing[i]:
+        for case, of_case in missing:
+            if not of_case:
                 continue
             bar.set_postfix_str(" ".join(str(x) for x in case.values())[:60])
             started, cpu = time.perf_counter(), time.process_time()
-            outcomes = experiment.run(case, missing[i])
+            outcomes = experiment.run(case, of_case)
             each = len(outcomes)
             cost = {
                 "seconds": (time.perf_counter() - started) / each,
                 "cpu_seconds": (time.process_time() - cpu) / each,
             }
-            for seed, outcome in zip(missing[i], outcomes, strict=True):
+            for seed, outcome in zip(of_case, outcomes, strict=True):
                 row = {**outcome.metrics, **cost, "machine": machine()}
                 store.add(case, seed, row, outcome.curve)
             store.save()

@@ -11,7 +11,7 @@ _TEMPLATE, _LENGTH = 12, 40
 
 
 def make_mnist1d(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Curves [count, 40], standardised, and their classes [count]; classes are equally frequent."""
+    """Curves [count, 40], of standard deviation 0.4, and their classes, equally frequent."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % 10).astype(np.int32)
     templates = _templates()
