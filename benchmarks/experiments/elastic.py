@@ -1,6 +1,7 @@
 """The batch changes in the middle of a run: AdaScale continues at the same τ, nothing is tuned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -106,7 +107,7 @@ def _draw(store: Store) -> Figure:
     return figure
 
 
-def _by_seed(points: Sequence[dict], name: str) -> np.ndarray:
+def _by_seed(points: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """[runs, points]: points that a run with few steps has not are as the one before."""
     length = 40
     runs = []

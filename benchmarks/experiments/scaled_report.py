@@ -42,7 +42,7 @@ class Quality:
         """How much worse than `base`, with the standard error of the difference."""
         here, there = self.of(rows), self.of(base)
         value = self._better * (there.value - here.value)
-        return Mean(value, math.hypot(here.error, there.error), here.count)
+        return Mean(value, math.hypot(here.error, there.error), here.runs)
 
     def show(self, rows: Rows) -> str:
         """The mean, and how many diverged."""

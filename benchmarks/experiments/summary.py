@@ -12,12 +12,12 @@ class Mean(NamedTuple):
     Attributes:
         value: The mean.
         error: Its standard error; NaN from one run.
-        count: Runs.
+        runs: How many there are.
     """
 
     value: float
     error: float
-    count: int
+    runs: int
 
     def show(self, digits: int = 3) -> str:
         """As in "0.0123 ± 0.0004"."""

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments.experiment import Experiment, Outcome, Report, main
+from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report, main
 from benchmarks.experiments.mnist1d import make_mnist1d
 from benchmarks.experiments.problems import PROBLEMS
 from benchmarks.experiments.store import Store
@@ -41,7 +41,7 @@ def squares(made: list, stop_at: int | None = None) -> Experiment:
 
 def test_what_is_kept_comes_back(tmp_path):
     store = Store(tmp_path, "a")
-    case = {"method": "lsw", "scale": 8, "rate": 1 / 3}
+    case: Case = {"method": "lsw", "scale": 8, "rate": 1 / 3}
     metrics = {"loss": math.pi, "steps": 1_234_567, "lost": math.nan, "machine": "2 cores, here"}
     store.add(case, 0, metrics, {"tau": [0.0, 1.5], "loss": [math.inf, 2]})
     store.add({**case, "method": ""}, 1, {"loss": 1.0}, {})
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_named(tmp_path, line):
 def test_means_are_of_runs_and_show_their_error():
     rows = [{"x": 1, "y": y} for y in (1.0, 2.0, 3.0)]
     found = means(rows, ("x",), "y")[(1,)]
-    assert (found.value, found.count) == (2, 3)
+    assert (found.value, found.runs) == (2, 3)
     assert found.error == pytest.approx(1 / 3**0.5)
     assert found.show() == "2 ± 0.6"
     assert mean([1.0, math.inf]).value == math.inf
