@@ -157,8 +157,8 @@ def loops_of(name: str, width: int, base_batch: int, scale: int) -> Loops:
             }
             return after(carry, updates, state, now / steps, **values)
 
-        # No gain is below one: who takes more steps than τ diverged, and skips them all.
-        going = lambda carry: (tau(carry) < until) & (carry.iterations <= steps)
+        # No gain is below one, so that τ falls behind only where NaNs are skipped: it diverged.
+        going = lambda carry: (tau(carry) < until) & (carry.iterations < tau(carry) + 20)
         return jax.lax.while_loop(going, step, carry)
 
     @jax.jit
