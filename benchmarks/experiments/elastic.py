@@ -103,6 +103,8 @@ def _draw(store: Store) -> Figure:
             axis.set_xlabel("τ as a share of the run")
             axis.set_ylabel({"scale": "S", "gain": "gain", "loss": "loss"}[name])
             axis.set_yscale("log", base=10 if name == "loss" else 2)
+            if name != "loss":
+                axis.yaxis.set_major_formatter("{x:g}")
     style.legend_below(figure, axes[0], columns=3)
     return figure
 

@@ -79,7 +79,8 @@ def _section(problem: str, store: Store) -> str:
     verdicts = [f"**{NAMES[m]}** {_verdict(m, rows, base, scales, quality)}" for m in NAMES]
     return "\n\n".join(
         [
-            f"**{setting}.** {_iterations(problem, store, scales)}",
+            f"**{setting}.** {_iterations(problem, store, scales)}"
+            f" {_extra_iterations(rows, scales, quality)}",
             "\n".join(f"- {line}" for line in verdicts),
             _table(rows, base, scales, quality),
         ]
@@ -123,6 +124,26 @@ def _iterations(problem: str, store: Store, scales: Sequence[int]) -> str:
     )
 
 
+def _extra_iterations(rows: Rows, scales: Sequence[int], quality: Quality) -> str:
+    """The doubters' question: whether LSW with the iterations of AdaScale is as good."""
+    worse = []
+    for scale in scales:
+        ours, theirs = (pick(rows, scale=scale, method=m) for m in ("adascale", "lsw_stretched"))
+        lost = quality.loss(theirs, ours)
+        more = sum(r["diverged"] for r in theirs) > sum(r["diverged"] for r in ours)
+        if more or lost.value > 2 * lost.error:
+            worse.append(scale)
+    same = [scale for scale in scales if scale not in worse]
+    answers = {
+        "it is worse than AdaScale by more than two standard errors, or diverged": worse,
+        "it is no worse, so that the extra iterations explain what AdaScale gains": same,
+    }
+    parts = [
+        f"at S = {', '.join(map(str, where))} {what}" for what, where in answers.items() if where
+    ]
+    return f"LSW of the same length: {'; '.join(parts)}."
+
+
 def _table(rows: Rows, base: Rows, scales: Sequence[int], quality: Quality) -> str:
     header = ["S", quality.label, "train loss", "iterations", "examples", "diverged"]
     lines = []
@@ -144,7 +165,8 @@ def _table(rows: Rows, base: Rows, scales: Sequence[int], quality: Quality) -> s
 
 
 def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
-    figure, axes = style.panels(len(problems))
+    alone = len(problems) == 1
+    figure, axes = style.panels(len(problems), width=6.0 if alone else 4.6)
     for axis, problem in zip(axes, problems, strict=True):
         rows, quality = pick(store.rows, problem=problem), Quality(problem)
         base = pick(rows, scale=1)
@@ -177,12 +199,12 @@ def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
         axis.set_xlabel("S")
         axis.set_ylabel(quality.label)
         axis.set_title(TITLES[problem])
-    style.legend_below(figure, axes[0], columns=3)
+    style.legend_below(figure, axes[0], columns=2 if alone else 3)
     return figure
 
 
 def _draw_cut(problems: Sequence[str], store: Store) -> Figure:
-    figure, axes = style.panels(len(problems))
+    figure, axes = style.panels(len(problems), width=4.6)
     for axis, problem in zip(axes, problems, strict=True):
         scales = list(dict.fromkeys(r["scale"] for r in pick(store.rows, problem=problem)))
         cuts = [_cut(problem, store, s) for s in scales]
