@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments import style
 from benchmarks.experiments.experiment import Report, pick
+from benchmarks.experiments.scaled_runs import LAST, LEARNT, MOMENTUM, WARM_UP
 from benchmarks.experiments.store import Store
 from benchmarks.experiments.summary import Mean, markdown, mean
 
@@ -23,6 +24,14 @@ NAMES = {
     "none": "not scaled",
 }
 TITLES = {"digits_cnn": "digits CNN", "mnist1d": "MNIST-1D", "byte_lm": "byte LM"}
+
+_HOW = (
+    f"SGD with momentum {MOMENTUM}, whose learning rate decays exponentially to {LAST:.0%}."
+    " AdaScale stops when its clock τ has counted the steps of S = 1; LSW, √S and not scaled take"
+    " that number divided by S. LSW and √S rise from the learning rate of S = 1 to their multiple"
+    f" of it within the first {WARM_UP:.1%} of a run. A run diverged if its last training loss is"
+    f" not finite, or above {LEARNT:.0%} of that of a uniform guess."
+)
 
 
 class Quality:
@@ -57,7 +66,7 @@ def write(store: Store) -> Report:
     problems = list(dict.fromkeys(row["problem"] for row in store.rows))
     text = "\n\n".join(_section(name, store) for name in problems)
     return Report(
-        text,
+        f"{text}\n\n{_HOW}",
         {"": _draw_quality(problems, store), "_cut": _draw_cut(problems, store)},
         {
             "": "Final quality over S, mean ± standard error; a cross marks where runs diverged"
@@ -169,6 +178,7 @@ def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
     figure, axes = style.panels(len(problems), width=6.0 if alone else 4.6)
     for axis, problem in zip(axes, problems, strict=True):
         rows, quality = pick(store.rows, problem=problem), Quality(problem)
+        errors = quality.column == "test_accuracy"
         base = pick(rows, scale=1)
         scales = [1, *dict.fromkeys(r["scale"] for r in rows if r["scale"] > 1)]
         for color, (method, label) in zip(style.COLORS, NAMES.items(), strict=False):
@@ -176,7 +186,7 @@ def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
             means = [quality.of(of[s]) for s in scales]
             axis.errorbar(
                 scales,
-                [m.value for m in means],
+                [100 - m.value if errors else m.value for m in means],
                 [m.error for m in means],
                 color=color,
                 marker="o",
@@ -197,7 +207,10 @@ def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
         axis.set_xscale("log", base=2)
         axis.set_xticks(scales, [str(s) for s in scales])
         axis.set_xlabel("S")
-        axis.set_ylabel(quality.label)
+        axis.set_ylabel("test error (%)" if errors else quality.label)
+        if errors:  # from one to eighty percent
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.set_title(TITLES[problem])
     style.legend_below(figure, axes[0], columns=2 if alone else 3)
     return figure
