@@ -72,7 +72,7 @@ def write(store: Store) -> Report:
             "": "Final quality over S, mean ± standard error; a cross marks where runs diverged"
             " (they are not in the mean).",
             "_cut": "How many times fewer iterations AdaScale takes than S = 1, beside S itself and"
-            " the gain of the measured noise scale φ.",
+            " what the noise scale φ along the runs of S = 1 predicts.",
         },
     )
 
@@ -123,7 +123,7 @@ def _iterations(problem: str, store: Store, scales: Sequence[int]) -> str:
     noise = noise_scale(problem, store)
     parts = [
         f"{_cut(problem, store, s).value:.1f} times at S = {s}"
-        f" (the gain of φ is {gain(noise, s):.1f})"
+        f" (predicted from the noise along S = 1: {predicted_cut(problem, store, s):.1f})"
         for s in scales
         if s in (8, 64) or s == scales[-1]
     ]
@@ -225,10 +225,10 @@ def _draw_cut(problems: Sequence[str], store: Store) -> Figure:
         axis.plot(scales, scales, ":", color="#4b5563", label="S")
         axis.plot(
             scales,
-            [gain(noise, s) for s in scales],
+            [predicted_cut(problem, store, s) for s in scales],
             "--",
             color=style.COLORS[1],
-            label="gain of the median φ",
+            label="predicted from the noise at S = 1",
         )
         axis.errorbar(
             scales,
@@ -254,6 +254,12 @@ def _draw_cut(problems: Sequence[str], store: Store) -> Figure:
 def gain(noise: float, scale: float) -> float:
     """The closed form, of a noise scale in base batches."""
     return (noise + 1) / (noise / scale + 1)
+
+
+def predicted_cut(problem: str, store: Store, scale: float) -> float:
+    """Of the noise along S = 1, whose points are equal shares of τ: iterations are τ over gain."""
+    points = pick(store.curves, problem=problem, scale=1, method="adascale")
+    return statistics.harmonic_mean([gain(float(p["noise"]), scale) for p in points])
 
 
 def noise_scale(problem: str, store: Store) -> float:

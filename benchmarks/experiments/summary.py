@@ -23,7 +23,7 @@ class Mean(NamedTuple):
         """As in "0.0123 ± 0.0004"."""
         if math.isnan(self.value):
             return "–"
-        spread = "" if math.isnan(self.error) else f" ± {self.error:.1g}"
+        spread = "" if math.isnan(self.error) else f" ± {float(f'{self.error:.1g}'):g}"
         return f"{self.value:.{digits}g}{spread}"
 
 

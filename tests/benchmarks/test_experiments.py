@@ -128,6 +128,7 @@ def test_means_are_of_runs_and_show_their_error():
     assert (found.value, found.runs) == (2, 3)
     assert found.error == pytest.approx(1 / 3**0.5)
     assert found.show() == "2 ± 0.6"
+    assert mean([60.0, 80.0]).show(2) == "70 ± 10"
     assert mean([1.0, math.inf]).value == math.inf
     assert mean([]).show() == "–"
 
