@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.experiments.experiment import add_options
 
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("adam", "distributed", "noise_scale")
 
 
 def main(argv: list[str] | None = None) -> None:
