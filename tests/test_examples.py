@@ -80,6 +80,7 @@ PAGES = [
     "README.md",
     "docs/accumulating.md",
     "docs/checkpoints.md",
+    "docs/does_it_work_with_adam.md",
     "docs/loop.md",
     "docs/measuring.md",
     "docs/processes.md",
