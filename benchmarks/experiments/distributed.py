@@ -112,13 +112,12 @@ def refused() -> bool:
 
     mapped = jax.shard_map(stats, mesh=_mesh(), in_specs=(P(), P("data")), out_specs=P())
     try:
-        jax.eval_shape(mapped, problem.init(jax.random.key(0)), random_rows(data, _KEY(0), 0, 8))
+        jax.eval_shape(
+            mapped, problem.init(jax.random.key(0)), random_rows(data, jax.random.key(0), 0, 8)
+        )
     except ValueError:
         return True
     return False
-
-
-_KEY = jax.random.key
 
 
 @functools.cache
@@ -132,7 +131,8 @@ def _same_steps_program(num_steps: int) -> Any:
     def step(key: jax.Array, state: Any, number: jax.Array) -> Any:
         params, opt_state, test_states = state
         batch = random_rows(data, key, number, FIXED)
-        seen, after = {NO_VARY: (_by_hand_without_vary(params, batch), {})}, {}
+        seen: dict[str, Any] = {NO_VARY: (_by_hand_without_vary(params, batch), {})}
+        after = {}
         for source, value_grad_and_stats in of_source.items():
             _, grads, stats = value_grad_and_stats(params, batch)
             found = {}
@@ -151,20 +151,32 @@ def _same_steps_program(num_steps: int) -> Any:
         test_states = {(s, d): tests[d].init(params) for s in of_source for d in tests}
         state = params, tx.init(params), test_states
         _, (along, seen) = jax.lax.scan(functools.partial(step, key), state, jnp.arange(num_steps))
-        at = jnp.linspace(0, num_steps - 1, min(num_steps, 24)).astype(int)
-        exact = jax.lax.map(
-            lambda params: truth(problem, data, params), jax.tree.map(lambda x: x[at], along)
-        )
-        return seen, at, exact
+        return seen, jax.tree.map(lambda x: x[_points(num_steps)], along)
 
     return program
 
 
+def _points(num_steps: int) -> np.ndarray:
+    """Steps at which the truth is computed."""
+    return np.linspace(0, num_steps - 1, min(num_steps, 24)).astype(int)
+
+
+@functools.cache
+def _one_device() -> Any:
+    """Truths at several parameters, and metrics of some: computed once and not eight times."""
+    problem, data = _problem()
+    data = jax.device_get(data)
+    truths = jax.jit(lambda along: jax.lax.map(lambda params: truth(problem, data, params), along))
+    return truths, jax.jit(problem.metrics)
+
+
 @functools.cache
 def _same_steps(num_steps: int, seed: int) -> Any:
-    seen, at, exact = jax.device_get(_same_steps_program(num_steps)(jax.random.key(seed)))
-    steps = np.arange(num_steps)
-    variance, sq_norm = (np.interp(steps, at, np.asarray(x, float)) for x in exact)
+    seen, along = jax.device_get(_same_steps_program(num_steps)(jax.random.key(seed)))
+    exact = _one_device()[0](along)
+    variance, sq_norm = (
+        np.interp(np.arange(num_steps), _points(num_steps), np.asarray(x, float)) for x in exact
+    )
     return seen, variance, variance / sq_norm / ETA**2
 
 
@@ -242,15 +254,16 @@ def _driven(case: Case, seed: int) -> Outcome:
     }
     at = np.linspace(0, examples, 49)[1:]
     step_at = np.searchsorted([record["examples"] for record in records], at)
-    curve = {
+    curve: dict[str, Any] = {
         "examples": at,
         "batch_size": [records[min(i, len(records) - 1)]["batch_size"] for i in step_at],
     }
+    metrics = _one_device()[1](jax.device_get(state[0]))
     return Outcome(
         {
             "updates": float(loop.step),
             **{f"until_{s}": float(examples if x is None else x) for s, x in reached.items()},
-            **{k: float(v) for k, v in problem.metrics(state[0]).items()},
+            **{k: float(v) for k, v in metrics.items()},
         },
         curve,
     )

@@ -1,17 +1,19 @@
 """What eight devices say of the noise, beside what every example says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.experiments import style
 from benchmarks.experiments.experiment import Report, pick
-from benchmarks.experiments.store import Row, Store
+from benchmarks.experiments.store import Store
 from benchmarks.experiments.summary import Mean, markdown, mean
 
 REACHED = "until_"
 WAYS = ("every example", "8 devices")
+
+Row = Mapping[str, Any]
 
 
 def report(store: Store) -> Report:

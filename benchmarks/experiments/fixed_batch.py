@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 import adaoptax
 from adaoptax import measure
@@ -99,7 +100,7 @@ def gradient_rows(problem: Problem, data: Any, params: Any, chunk: int = 240) ->
 
     def of_example(example: Any) -> jax.Array:
         one = jax.tree.map(lambda x: x[None], example)
-        return jax.flatten_util.ravel_pytree(jax.grad(problem.loss_fn)(params, one))[0]
+        return ravel_pytree(jax.grad(problem.loss_fn)(params, one))[0]
 
     return jax.lax.map(of_example, data, batch_size=chunk)
 

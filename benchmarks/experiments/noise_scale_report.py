@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.experiments import style
 from benchmarks.experiments.experiment import Report, pick
-from benchmarks.experiments.store import Row, Store
+from benchmarks.experiments.store import Store
 from benchmarks.experiments.summary import Mean, markdown, mean, means
 
 NOMINAL = 0.95
@@ -15,6 +15,8 @@ ESTIMATES = {
     "mean_of_ratios": "mean of ratios",
     "plug_in": "plug-in",
 }
+
+Row = Mapping[str, Any]
 
 
 def report(store: Store) -> Report:
