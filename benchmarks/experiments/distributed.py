@@ -30,7 +30,7 @@ from benchmarks.experiments.experiment import Case, Experiment, Outcome, Size, m
 from benchmarks.experiments.fixed_batch import random_rows, truth
 from benchmarks.experiments.problems import PROBLEMS
 
-DEVICES, PROBLEM, ROWS, FIXED, ETA = 8, "digits_cnn", 1440, 64, 0.6
+DEVICES, PROBLEM, ROWS, FIXED, ETA = 8, "digits_cnn", 1440, 64, 1.0
 SIZES = (32, 64, 128, 256, 512)
 PER_EXAMPLE, PER_DEVICE, NO_VARY = "every example", "8 devices", "8 devices, without vary"
 DECAYS = (0.0, 0.9, 0.99)

@@ -16,6 +16,7 @@ from benchmarks.experiments.fixed_batch import gradient_rows, take_steps, truth
 from benchmarks.experiments.problems import PROBLEMS
 
 LEVEL = 0.95
+TRUTHS = 4  # for every point at which a run is asked: the true signal moves fast
 
 
 def cases(size: Size) -> list[Case]:
@@ -33,7 +34,7 @@ def cases(size: Size) -> list[Case]:
                 "batch_size": batch_size,
                 "rows": 480 if size == "tiny" else 1440,
             }
-            run: Case = {"kind": "run", "examples": examples, "points": points}
+            run: Case = {"kind": "run", "examples": examples, "points": points, "truths": TRUTHS}
             found.append({**case, **run, "horizon": examples // 4})
             for trained in (examples // 16, examples):
                 standing: Case = {"kind": "standing", "examples": trained}
@@ -74,7 +75,8 @@ def _along_run(case: Case, seed: int) -> Outcome:
     """One run: at every point the estimate, and the truth over the steps that it spans."""
     name, rows, points = str(case["problem"]), int(case["rows"]), int(case["points"])
     batch_size, horizon = int(case["batch_size"]), int(case["horizon"])
-    num_steps = int(case["examples"]) // batch_size // points
+    truths = int(case["truths"])
+    num_steps = int(case["examples"]) // batch_size // (points * truths)
     problem, _ = _problem(name, rows)
     tx, segment = _segment(name, rows, batch_size, horizon, num_steps)
     key = jax.random.key(seed)
@@ -82,13 +84,15 @@ def _along_run(case: Case, seed: int) -> Outcome:
     state = params, tx.init(params)
     steps, exact = [], [_truth(name, rows)(params)]
     columns: dict[str, list[float]] = {}
-    for point in range(points):
-        state, each, estimate, now = segment(state, key, np.int32(point * num_steps))
+    for piece in range(points * truths):
+        state, each, estimate, now = segment(state, key, np.int32(piece * num_steps))
         steps.append(np.asarray(each, float))
         exact.append(now)
+        if (piece + 1) % truths:
+            continue
         spanned = round(float(estimate.num_examples) / batch_size)
         values = {
-            "examples": (point + 1) * num_steps * batch_size,
+            "examples": (piece + 1) * num_steps * batch_size,
             "estimate": float(estimate.noise_scale),
             "low": float(estimate.low),
             "high": float(estimate.high),
