@@ -202,7 +202,7 @@ def _on_same_steps(case: Case, seed: int) -> Outcome:
     }
     shown = np.linspace(0, num_steps - 1, min(num_steps, 48)).astype(int)
     curve = {
-        "examples": (shown + 1) * FIXED,
+        "at": (shown + 1) * FIXED,
         "variance": variance[shown],
         "true_variance": true_variance[shown],
         "required": asked[shown],
@@ -255,7 +255,7 @@ def _driven(case: Case, seed: int) -> Outcome:
     at = np.linspace(0, examples, 49)[1:]
     step_at = np.searchsorted([record["examples"] for record in records], at)
     curve: dict[str, Any] = {
-        "examples": at,
+        "at": at,
         "batch_size": [records[min(i, len(records) - 1)]["batch_size"] for i in step_at],
     }
     metrics = _one_device()[1](jax.device_get(state[0]))

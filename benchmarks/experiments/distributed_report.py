@@ -135,7 +135,7 @@ def _driven_figure(store: Store) -> Any:
             of = pick(curves, source=way, decay=decay)
             seeds = sorted({row["seed"] for row in of})
             runs = [[row["batch_size"] for row in pick(of, seed=seed)] for seed in seeds]
-            x = [row["examples"] for row in pick(of, seed=seeds[0])]
+            x = [row["at"] for row in pick(of, seed=seeds[0])]
             style.band(axis, x, np.array(runs), color=color, label=way)
         axis.set(title=f"decay {decay:g}" if decay else "each test alone", xlabel="examples")
         axis.set_yscale("log", base=2)
@@ -155,7 +155,7 @@ def _same_figure(store: Store) -> Any:
     ):
         for way, color in reversed(ways):
             of = pick(curves, source=way, decay=decay)
-            x = [row["examples"] for row in of]
+            x = [row["at"] for row in of]
             axis.plot(x, [row[name] for row in of], color=color, label=way, lw=1)
         axis.plot(x, [row[f"true_{name}"] for row in of], color="#111827", ls="--", label="truth")
         title = f"decay {decay:g}" if decay else "each test alone"

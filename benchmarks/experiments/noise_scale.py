@@ -92,7 +92,7 @@ def _along_run(case: Case, seed: int) -> Outcome:
             continue
         spanned = round(float(estimate.num_examples) / batch_size)
         values = {
-            "examples": (piece + 1) * num_steps * batch_size,
+            "at": (piece + 1) * num_steps * batch_size,
             "estimate": float(estimate.noise_scale),
             "low": float(estimate.low),
             "high": float(estimate.high),
@@ -161,7 +161,7 @@ def _standing(case: Case, seed: int) -> Outcome:
         seen = np.asarray(measured, float)[..., :steps]
         others = [_others(of_draw, int(case["batch_size"])) for of_draw in seen.swapaxes(0, 1)]
         metrics |= _of_draws(at, others, float(exact))
-        for column, value in {"steps": float(steps), **metrics}.items():
+        for column, value in {"seen": float(steps), **metrics}.items():
             columns.setdefault(column, []).append(value)
     return Outcome(metrics, columns)
 

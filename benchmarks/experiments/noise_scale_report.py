@@ -141,7 +141,7 @@ def _runs_figure(store: Store) -> Any:
     figure, axes = style.panels(len(problems), width=5.2)
     for axis, problem in zip(axes, problems, strict=True):
         points = pick(curves, problem=problem, batch_size=size, seed=seed)
-        x = [row["examples"] for row in points]
+        x = [row["at"] for row in points]
         y = {k: [float(row[k]) for row in points] for k in ("estimate", "low", "high")}
         axis.plot(x, [row["truth_now"] for row in points], color="#9ca3af", label="truth now")
         axis.plot(x, [row["truth"] for row in points], color="#111827", label="truth, window")
@@ -163,7 +163,7 @@ def _standing_figure(store: Store) -> Any:
         color = style.COLORS[i % len(style.COLORS)]
         for axis, metric in ((known, "known"), (coverage, "coverage")):
             kept = [row for row in points if math.isfinite(float(row[metric]))]
-            found = means(kept, ("steps",), metric)
+            found = means(kept, ("seen",), metric)
             axis.errorbar(
                 [key[0] for key in found], [m.value for m in found.values()],
                 [m.error for m in found.values()], marker=".", color=color, capsize=2,
