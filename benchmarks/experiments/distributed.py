@@ -185,9 +185,12 @@ def _on_same_steps(case: Case, seed: int) -> Outcome:
     num_steps, source = int(case["steps"]), str(case["source"])
     seen, true_variance, true_required = _same_steps(num_steps, seed)
     variance, required = np.asarray(seen[source][0], float), seen[source][1]
+    beside = np.asarray(seen[PER_EXAMPLE][0], float)  # the same batch, every example
     metrics = {
         "variance_over_truth": float(variance.mean() / true_variance.mean()),
         "variance_spread": float(np.std(variance / true_variance)),
+        "variance_over_examples": float(variance.mean() / beside.mean()),
+        "spread_beside_examples": float(np.std(variance / beside)),
     }
     if source == NO_VARY:
         return Outcome({**metrics, "refused": float(refused())})

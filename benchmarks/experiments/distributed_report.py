@@ -22,8 +22,8 @@ def report(store: Store) -> Report:
     parts = [
         _verdict(same, driven),
         "The same steps at a fixed batch of 64, so 8 examples a device. *Truth* is that of all"
-        " data at the same parameters. Spreads are standard deviations over steps: of S²/truth,"
-        " and of log2 of the requirement over the truth (1 is a factor of two), where there was a"
+        " data at the same parameters. Spreads are standard deviations over steps: of the quotient"
+        " on their left; for the requirement of its log2 (1 is a factor of two), where there was a"
         " signal:",
         _same_table(same),
         "Runs whose batch (32, 64, ..., 512) follows the test. Examples at which the batch reaches"
@@ -44,18 +44,20 @@ def report(store: Store) -> Report:
 
 def _verdict(same: Sequence[Row], driven: Sequence[Row]) -> str:
     decays = sorted({row["decay"] for row in driven})
-    bias = mean(_column(pick(same, source=WAYS[1], decay=decays[0]), "variance_over_truth"))
-    spreads = {
-        way: mean(_column(pick(same, source=way, decay=decays[0]), "variance_spread"))
-        for way in WAYS
-    }
-    off = 100 * (bias.value - 1)
+    eight, one = (pick(same, source=way, decay=decays[0]) for way in reversed(WAYS))
+    metric = lambda rows, name: mean(_column(rows, name))
+    bias, truth = (metric(eight, f"variance_over_{x}") for x in ("examples", "truth"))
+    percent = lambda x, sign="": f"{100 * x.value:{sign}.1f} ± {100 * x.error:.1g} %"
+    off = lambda x: percent(x._replace(value=x.value - 1), "+")
     biased = abs(bias.value - 1) > 2 * bias.error
     text = (
-        f"S² from 8 devices is {off:+.1f} ± {100 * bias.error:.1g} % off the truth over a run"
-        f" ({'a bias' if biased else 'no bias that shows'}). A single step scatters by"
-        f" {100 * spreads[WAYS[1]].value:.0f} %, against {100 * spreads[WAYS[0]].value:.0f} %"
-        " from every example: 7 degrees of freedom against 63."
+        f"Over a run S² from 8 devices is {off(bias)} off that of every example of the same"
+        f" batches ({'a bias' if biased else 'no bias that shows'}), and {off(truth)} off the"
+        f" truth. Single steps differ between the two by"
+        f" {percent(metric(eight, 'spread_beside_examples'))}, with 7 degrees of freedom against"
+        f" 63; around the truth they scatter by {percent(metric(eight, 'variance_spread'))} and"
+        f" {percent(metric(one, 'variance_spread'))}: what a batch happens to hold, which all"
+        " statistics of it share."
     )
     for decay in decays:
         apart = {size: _apart(driven, decay, size) for size in _sizes(driven)}
@@ -86,12 +88,19 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 
 def _same_table(rows: Sequence[Row]) -> str:
     header = ["statistics of", "decay of the test", "S² / truth", "spread of S²"]
-    header += ["requirement / truth, median", "its spread", "steps without signal"]
+    header += [
+        "S² / that of every example",
+        "its spread",
+        "requirement / truth, median",
+        "its spread",
+        "steps without signal",
+    ]
     lines = []
     for source, decay in dict.fromkeys((row["source"], row["decay"]) for row in rows):
         of = pick(rows, source=source, decay=decay)
         cells: list[Any] = [source, f"{decay:g}" if decay else "none"]
-        cells += [mean(_column(of, k)).show() for k in ("variance_over_truth", "variance_spread")]
+        names = ("variance_over_truth", "variance_spread", "variance_over_examples")
+        cells += [mean(_column(of, k)).show() for k in (*names, "spread_beside_examples")]
         if "required_over_truth" in of[0]:
             names = ("required_over_truth", "required_spread")
             cells += [mean(_column(of, k)).show() for k in names]
