@@ -22,7 +22,7 @@ DECAY = 0.99  # of the averages behind gain and noise scale, per base batch
 
 # Learning rate at the base batch, tuned on the grid of factors below for these examples.
 TUNED = {
-    ("byte_lm", "default"): (16_384, 2**-6),
+    ("byte_lm", "default"): (12_288, 2**-6),
     ("digits_cnn", "default"): (32_768, 2**-6),
     ("byte_lm", "full"): (1_048_576, 2**-7),
     ("digits_cnn", "full"): (262_144, 2**-7),

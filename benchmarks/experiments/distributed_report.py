@@ -88,13 +88,8 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 
 def _same_table(rows: Sequence[Row]) -> str:
     header = ["statistics of", "decay of the test", "S² / truth", "spread of S²"]
-    header += [
-        "S² / that of every example",
-        "its spread",
-        "requirement / truth, median",
-        "its spread",
-        "steps without signal",
-    ]
+    header += ["S² / that of every example", "its spread"]
+    header += ["requirement / truth, median", "its spread", "steps without signal"]
     lines = []
     for source, decay in dict.fromkeys((row["source"], row["decay"]) for row in rows):
         of = pick(rows, source=source, decay=decay)
