@@ -97,8 +97,7 @@ def _same_table(rows: Sequence[Row]) -> str:
         names = ("variance_over_truth", "variance_spread", "variance_over_examples")
         cells += [mean(_column(of, k)).show() for k in (*names, "spread_beside_examples")]
         if "required_over_truth" in of[0]:
-            names = ("required_over_truth", "required_spread")
-            cells += [mean(_column(of, k)).show() for k in names]
+            cells += [mean(_column(of, f"required_{k}")).show() for k in ("over_truth", "spread")]
             cells.append(f"{100 * mean(_column(of, 'no_signal')).value:.0f} %")
         else:
             caught = all(_column(of, "refused"))
