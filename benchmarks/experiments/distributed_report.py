@@ -22,7 +22,8 @@ def report(store: Store) -> Report:
     parts = [
         _verdict(same, driven),
         "The same steps at a fixed batch of 64, so 8 examples a device. *Truth* is that of all"
-        " data at the same parameters. Spreads are standard deviations over steps: of the quotient"
+        " data at the same parameters, at 24 of the steps and linear between them."
+        " Spreads are standard deviations over steps: of the quotient"
         " on their left; for the requirement of its log2 (1 is a factor of two), where there was a"
         " signal:",
         _same_table(same),
