@@ -23,7 +23,7 @@ def cases(size: Size) -> list[Case]:
     """Along runs, and at standing parameters of such runs, where nothing drifts."""
     problems, batch_sizes, examples, points, draws, steps = {
         "tiny": (("mnist1d",), (32,), 2_048, 8, 16, 32),
-        "default": (("digits_cnn", "mnist1d"), (8, 32, 128), 24_576, 24, 100, 128),
+        "default": (("digits_cnn", "mnist1d"), (8, 32, 128), 24_576, 16, 80, 128),
         "full": (("digits_cnn", "mnist1d", "byte_lm"), (8, 32, 128, 512), 196_608, 48, 400, 512),
     }[size]
     found: list[Case] = []
