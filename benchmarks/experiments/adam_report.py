@@ -122,8 +122,8 @@ def _how(row: Mapping[str, Any]) -> str:
         " *preconditioned* feeds it with `measure.adam_preconditioner`; *surge* is `rules.surge`"
         " at the noise scale measured so far; *Malladi*, *Marek* and *half-lives* are the rules of"
         " `scale_by_adam_with_batch`, the first with `rules.sqrt`, the others with the learning"
-        " rate as it is, but where *sqrt* stands behind. Malladi's β1 leaves its range at B ≥ 10 B₀, and"
-        " is held at 0 there."
+        " rate as it is, but where *sqrt* stands behind. Malladi's β1 leaves its range at"
+        " B ≥ 10 B₀, and is held at 0 there."
     )
 
 
