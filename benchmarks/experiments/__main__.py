@@ -12,8 +12,11 @@ NAMES: tuple[str, ...] = (
     "adascale",
     "adascale_lm",
     "elastic",
+    "adam",
     "batch_tests",
     "convex",
+    "distributed",
+    "noise_scale",
     "cost",
 )
 
