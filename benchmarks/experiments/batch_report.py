@@ -13,7 +13,7 @@ from benchmarks.experiments.experiment import Report, pick
 from benchmarks.experiments.problems import PROBLEMS
 from benchmarks.experiments.store import Store
 from benchmarks.experiments.style import COLORS, band, legend_below, panels
-from benchmarks.experiments.summary import Mean, markdown, mean
+from benchmarks.experiments.summary import Mean, folded, markdown, mean
 
 APART = 3.0  # standard errors of a difference: with five seeds, one in twenty-five is so by chance
 SHOWN = ("norm 3", "inner product 3", "augmented 3", "coordinate 3")  # as lines
@@ -197,7 +197,7 @@ def _table(methods: Mapping[Key, Rows]) -> str:
             f"{diverged} of {len(rows)}" if diverged else "–",
             f"{_of(rows, 'train_seconds').value:.2f}",
         ])  # fmt: skip
-    return markdown(header, lines)
+    return folded("All methods", markdown(header, lines))
 
 
 def _duel_table(methods: Mapping[Key, Rows], found: Mapping[Key, Any]) -> str:

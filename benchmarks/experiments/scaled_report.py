@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.experiments import style
 from benchmarks.experiments.experiment import Report, pick
 from benchmarks.experiments.scaled_runs import LAST, LEARNT, MOMENTUM, WARM_UP
 from benchmarks.experiments.store import Store
-from benchmarks.experiments.summary import Mean, markdown, mean
+from benchmarks.experiments.summary import Mean, folded, markdown, mean
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -170,7 +171,7 @@ def _table(rows: Rows, base: Rows, scales: Sequence[int], quality: Quality) -> s
                     f"{sum(r['diverged'] for r in of)} of {len(of)}",
                 ]
             )
-    return markdown(header, lines)
+    return folded("All methods at every S", markdown(header, lines))
 
 
 def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
@@ -210,7 +211,9 @@ def _draw_quality(problems: Sequence[str], store: Store) -> Figure:
         axis.set_ylabel("test error (%)" if errors else quality.label)
         if errors:  # from one to eighty percent
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_title(TITLES[problem])
     style.legend_below(figure, axes[0], columns=2 if alone else 3)
     return figure

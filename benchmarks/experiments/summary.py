@@ -55,6 +55,11 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
+def folded(title: str, text: str) -> str:
+    """Markdown that a page shows on request: long tables would hide what follows."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
 def grid(
     found: Mapping[tuple[Any, Any], Mean], corner: str, show: Callable[[Mean], str] = Mean.show
 ) -> str:
