@@ -80,7 +80,7 @@ def report(store: Store) -> Report:
     verdict = (
         "Worse than S = 1 by more than two standard errors, or diverged: "
         + ("; ".join(worse) if worse else "no course of S")
-        + ". All others end as S = 1 does. LSW takes the examples of S = 1, and S times its"
+        + ". For all others no difference is seen. LSW takes the examples of S = 1, and S times its"
         " learning rate after the warm-up of 5.5 %."
     )
     caption = (

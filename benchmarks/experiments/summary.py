@@ -20,10 +20,10 @@ class Mean(NamedTuple):
     runs: int
 
     def show(self, digits: int = 3) -> str:
-        """As in "0.0123 ± 0.0004"."""
+        """As in "0.0123 ± 0.00041"."""
         if math.isnan(self.value):
             return "–"
-        spread = "" if math.isnan(self.error) else f" ± {float(f'{self.error:.1g}'):g}"
+        spread = "" if math.isnan(self.error) else f" ± {float(f'{self.error:.2g}'):g}"
         return f"{self.value:.{digits}g}{spread}"
 
 
