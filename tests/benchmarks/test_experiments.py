@@ -127,7 +127,7 @@ def test_means_are_of_runs_and_show_their_error():
     found = means(rows, ("x",), "y")[(1,)]
     assert (found.value, found.runs) == (2, 3)
     assert found.error == pytest.approx(1 / 3**0.5)
-    assert found.show() == "2 ± 0.6"
+    assert found.show() == "2 ± 0.58"
     assert mean([60.0, 80.0]).show(2) == "70 ± 10"
     assert mean([1.0, math.inf]).value == math.inf
     assert mean([]).show() == "–"
