@@ -87,7 +87,8 @@ def track_noise_scale(
 
     Memory is 32 blocks of sums, however long the horizon: the estimate spans the last `horizon`
     examples to within one block and one batch, and at least 31 steps (a batch larger than a block
-    has one of its own).
+    has one of its own). When blocks first reach their share, merged ones are longer: until they are
+    dropped it spans up to half as much again.
 
     Args:
         horizon: Examples that the estimate spans, of measured steps. With d the effective dimension

@@ -89,12 +89,19 @@ def proximal_inner_product_test(
                 # Directions are in the convention of gradients: conjugate to updates.
                 variance = variance_fn(jax.tree.map(jnp.conj, step))
                 sq_signal = signal_of_step(step, stats, signal)
+                nothing = (sq_signal == 0) & (stats.variance == 0)  # undefined, as in every test
+                variance = jnp.where(nothing, jnp.nan, variance)
                 return Terms(jnp.asarray(variance, sq_signal.dtype), sq_signal)
 
             formula = Formula(
                 name="proximal_inner_product_test",
                 terms=terms,
-                required=lambda terms: required_along(terms.noise, theta, terms.signal),
+                # Along a step of no length no noise is seen: no evidence that there is none.
+                required=lambda terms: jnp.where(
+                    terms.signal == 0,
+                    jnp.inf,
+                    required_along(terms.noise, theta, terms.signal),
+                ),
                 signal_of=lambda terms: terms.signal,
                 like=scalar_terms,
             )

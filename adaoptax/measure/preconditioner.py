@@ -15,8 +15,8 @@ optimizer gets stays as it is.
 
 Tests that decide by statistics alone work unchanged, `coordinate_test` too (the ratio of noise and
 signal of one coordinate has no units; `coordinate_variance` is that of the gradient as it is). What
-takes norms of a gradient or an update by itself, such as `proximal_test` and `averaged_gradient`,
-would compare lengths in two metrics: measure for these without a preconditioner.
+takes norms of a gradient or an update by itself, such as `proximal_test`, `averaged_gradient` and
+`lipschitz_descent`, would compare lengths in two metrics: measure for these without one.
 
 With the diagonal of the Hessian for P the noise scale is McCandlish's
 :math:`\operatorname{tr}(H \Sigma) / G^\top H G` instead of its simple form.
@@ -45,8 +45,9 @@ def adam_preconditioner(
     preconditioned alike.
 
     An entry that has never had a gradient, :math:`\nu_j = 0`, has no metric yet and counts as zero.
-    Before the first step this is all of them: noise and signal are zero, every test counts the step
-    as undefined and keeps its size, and averages over steps take no notice.
+    Before the first step this is all of them: noise and signal are zero, tests count the step as
+    undefined and keep their size (but for `coordinate_test`, which has no metric), and averages
+    over steps take no notice.
 
     Statistics of :math:`P g` itself (the preconditioned noise scale of Pollux, in the units of the
     update) are those of the preconditioner :math:`P^2`: pass ``jax.tree.map(jnp.square, p)``.
@@ -54,9 +55,10 @@ def adam_preconditioner(
     Args:
         opt_state: State of an optimizer with one Adam in it, in any chain or wrapper: of
             `optax.adam`, `adamw`, `nadam`, or of `scale_by_adam_with_batch`, whose own running
-            product corrects :math:`\nu`.
-        b2: :math:`\beta_2` of one of Optax's. The statistics are scaled by it as a whole; no test
-            and no gain depends on that.
+            product corrects :math:`\nu`. Not of `optax.adamax`, `adamaxw`, whose state looks alike
+            while its :math:`\nu` is no second moment; nor of `lamb`, which scales by layer, too.
+        b2: :math:`\beta_2` of one of Optax's. Where :math:`\epsilon` is negligible it scales the
+            statistics as a whole, and no test and no gain depends on that.
         eps: :math:`\epsilon` of that optimizer.
         eps_root: :math:`\epsilon_{root}` of that optimizer.
 

@@ -48,7 +48,8 @@ def value_grad_and_stats(
           Noise and signal are then those that its update sees (the statistics of
           :math:`P^{1/2} g_i`); `grads` and `coordinate_variance` stay as they are. Negative or
           infinite entries of a traced one make the statistics NaN. Tests that take norms of the
-          gradient by themselves (`proximal_test`, `averaged_gradient`) do not know of it.
+          gradient by themselves (`proximal_test`, `averaged_gradient`), and `lipschitz_descent`,
+          do not know of it.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
           draw of one plain call.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are

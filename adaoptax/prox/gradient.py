@@ -95,7 +95,11 @@ def proximal_gradient(
         descend = lambda x, g: (x - step_size * _tree.widen(g)).astype(x.dtype)
         moved = jax.tree.map(descend, start, updates)
         end = operator.apply(moved, step_size)
-        complete = jax.tree.map(lambda y, x, g: (y - x).astype(g.dtype), end, start, updates)
+        # As precise as the parameters: rounded to a coarser gradient's dtype it leaves the set.
+        kind = lambda g, p: jnp.promote_types(jnp.result_type(g), jnp.result_type(p))
+        complete = jax.tree.map(
+            lambda y, x, g, p: (y - x).astype(kind(g, p)), end, start, updates, params
+        )
         return complete, ProximalGradientState(optax.safe_increment(count))
 
     step = optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -66,7 +66,7 @@ def l1(strength: Scalar) -> Prox:
 
         def shrink(x: jax.Array) -> jax.Array:
             shorter = x - jnp.sign(x) * threshold
-            return jnp.where(jnp.abs(x) > threshold, shorter, 0).astype(x.dtype)
+            return jnp.where(jnp.abs(x) <= threshold, 0, shorter).astype(x.dtype)  # NaN stays NaN
 
         return jax.tree.map(shrink, params)
 

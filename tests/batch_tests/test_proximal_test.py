@@ -122,6 +122,25 @@ def test_a_step_of_no_length_is_noise_and_a_learning_rate_of_zero_is_no_evidence
     assert float(required_batch_size(state)) == 4  # the size at hand
 
 
+@pytest.mark.parametrize("signal", ["plug-in", "debiased"])
+def test_along_a_step_of_no_length_the_size_must_grow_unless_there_is_no_noise(
+    signal, rows, numpy_stats
+):
+    grads, stats = numpy_stats(rows)
+    start = jnp.zeros(2)
+    tx = optax.chain(
+        prox.proximal_gradient(prox.box(0.0, 0.0), 0.1),
+        proximal_inner_product_test(0.5, learning_rate=0.1, signal=signal),
+    )
+    along = lambda direction: jnp.float32(0)
+    _, state = tx.update(grads, tx.init(start), start, stats=stats, variance_fn=along)
+    assert float(required_batch_size(state)) == np.inf
+    assert bool(state[1].noise_dominated)
+    same = stats._replace(variance=jnp.float32(0))
+    _, state = tx.update(grads, tx.init(start), start, stats=same, variance_fn=along)
+    assert bool(state[1].undefined)
+
+
 def test_short_learning_rates_do_not_underflow(rows, numpy_stats):
     grads, stats = numpy_stats(rows)
     tx = optax.chain(optax.sgd(1e-25), proximal_test(0.25, learning_rate=1e-25))

@@ -226,3 +226,24 @@ def test_a_nan_gradient_is_loud_and_skipped_where_asked():
     updates, state = skipping.update(bad, skipping.init(x), x, stats=stats)
     assert (np.asarray(updates) == 0).all()
     assert int(state.inner_state.proximal_steps) == 0
+
+
+@every
+def test_a_nan_stays_a_nan(name):
+    x = jnp.asarray(somewhere(name, np.random.default_rng(0)), jnp.float32)
+    tx = proximal_gradient(OPERATORS[name][0], 0.1)
+    updates, _ = tx.update(jnp.full(7, jnp.nan).at[1:].set(1.0), tx.init(x), x)
+    assert np.isnan(updates[0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gradients_of_half_precision_leave_no_remainder(dtype):
+    x = jnp.array([1.2345678, 0.0123456])
+    for operator in (prox.l1(1000.0), prox.box(upper=0.0)):
+        tx = proximal_gradient(operator, 0.1)
+        state = tx.init(jnp.zeros(2))
+        updates, _ = tx.update(jnp.array([20.0, 20.0], dtype), state, x)
+        np.testing.assert_array_equal(optax.apply_updates(x, updates) > 0, False)
+    tx = proximal_gradient(prox.l1(1000.0), 0.1)
+    updates, _ = tx.update(jnp.zeros(2, dtype), tx.init(x), x)
+    np.testing.assert_array_equal(optax.apply_updates(x, updates), 0)
