@@ -324,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in options.problems:
             problem = PROBLEMS[name]()
             results = compare(problem, options.only, options.seeds, bar)
-            print(f"### {problem_title(name)}\n\n{table(problem, results)}\n", flush=True)
+            print(f"## {problem_title(name)}\n\n{table(problem, results)}\n", flush=True)
 
 
 def problem_title(name: str) -> str:
