@@ -142,7 +142,7 @@ def report(cases: Sequence[Case], date: str) -> str:
         "",
         "Written by `python -m benchmarks.reliability` from the report of a run of the whole test"
         " suite: the numbers are counted, not typed. "
-        "[What happens when...](faults.md) states the outcome of each fault in words.",
+        "[What happens when...](guide/faults.md) states the outcome of each fault in words.",
         "",
         f"The run of {date}: **{len(cases):,} cases** of {len(tests):,} tests in"
         f" {len({file for file, _ in tests})} files; {counts['passed']:,} passed,"

@@ -142,7 +142,7 @@ def test_refuses_a_data_loader_of_another_batch_size():
 
 
 def test_the_torch_code_on_the_page_runs():
-    page = pathlib.Path(__file__).parents[2] / "docs" / "sources.md"
+    page = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "sources.md"
     blocks = re.findall(r"```\{code-block\} python\n(.*?)```", page.read_text(), re.DOTALL)
     assert len(blocks) == 2
     namespace: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import pytest
 
 from adaoptax.measure import exact, explain
 
-PAGE = Path(__file__).parents[3] / "docs" / "measuring.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guide" / "measuring.md"
 X = np.ones((4, 5, 8), "f4")
 
 
