@@ -718,4 +718,4 @@ def test_state_fields_are_documented(name):
     for kind in named_tuples:
         assert "Attributes:" in kind.__doc__, kind
         for field in kind._fields:
-            assert f"        {field}: " in kind.__doc__, (kind, field)
+            assert f"\n    {field}: " in inspect.cleandoc(kind.__doc__), (kind, field)

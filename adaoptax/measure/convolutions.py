@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from adaoptax.measure.equations import Parameters
+
 
 def channels_last(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with its convolutions in the order that is fast on the CPU, at any depth of calls.
@@ -83,7 +85,7 @@ def _inside(param: Any) -> Any:
 
 def _convolve(equation: jex.JaxprEqn) -> list[jex.JaxprEqn]:
     """The equations that stand for one convolution, on its variables."""
-    numbers = equation.params["dimension_numbers"]
+    numbers = Parameters(equation)["dimension_numbers"]
     if numbers == _fast_order(len(numbers.lhs_spec)):
         return [equation]
     as_it_is = lambda *operands: equation.primitive.bind(*operands, **equation.params)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from adaoptax.measure.equations import Parameters
+
 Place = tuple[int, ...]
 
 # Every entry of the result is one entry of the operand, and none is taken twice: the transpose
@@ -128,13 +130,13 @@ def is_isometry(eqn: Any) -> bool:
         return False
     operand = eqn.invars[0].aval
     if name == "convert_element_type":
-        kinds = (jnp.floating, jnp.complexfloating)
+        new_dtype, kinds = Parameters(eqn)["new_dtype"], (jnp.floating, jnp.complexfloating)
         return any(
-            jnp.issubdtype(operand.dtype, kind) and jnp.issubdtype(eqn.params["new_dtype"], kind)
+            jnp.issubdtype(operand.dtype, kind) and jnp.issubdtype(new_dtype, kind)
             for kind in kinds
         )
     if name == "broadcast_in_dim":
-        return math.prod(eqn.params["shape"]) == math.prod(operand.shape)
+        return math.prod(Parameters(eqn)["shape"]) == math.prod(operand.shape)
     return name in _ISOMETRIES
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from jax.extend import core as jex
 
+from adaoptax.measure.equations import Parameters
+
 
 def count_flops(jaxpr: Any) -> float:
     """Multiplications and additions of one evaluation; the costlier branch of a `cond`."""
@@ -12,7 +14,7 @@ def count_flops(jaxpr: Any) -> float:
 
 
 def _of_equation(eqn: Any) -> float:
-    name, params = eqn.primitive.name, eqn.params
+    name, params = eqn.primitive.name, Parameters(eqn)
     if name == "dot_general":
         (contract, _), _ = params["dimension_numbers"]
         shape = eqn.invars[0].aval.shape

@@ -7,7 +7,7 @@ import numpy as np
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.dependence.value import FIXED, Value
-from adaoptax.measure.exact.dependence.walk import walk
+from adaoptax.measure.exact.dependence.walk import Different, walk
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.rows import count_rows
 
@@ -48,7 +48,7 @@ def check_separable(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple
         return
     try:
         value = dependence(*traces, len(jax.tree.leaves(params)))
-    except Exception:  # `Different`, or what a newer JAX brings: no reason to stop a training run
+    except Different:
         return
     what = value.mixed or value.soft
     if what:

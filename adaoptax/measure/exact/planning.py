@@ -15,6 +15,7 @@ from typing import Any
 
 from jax.extend import core as jex
 
+from adaoptax.measure.equations import Parameters, body_of_call, read_scan
 from adaoptax.measure.exact import rules
 from adaoptax.measure.exact.expressions import (
     Apply,
@@ -205,9 +206,9 @@ class _Planner:
         self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
     ) -> Sequence[Expression]:
         """Follows parameters into the body of a scan."""
-        params, body = eqn.params, eqn.params["jaxpr"].jaxpr
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-        self.lengths[here] = params["length"]
+        num_consts, num_carry, closed, options = read_scan(eqn)
+        body = closed.jaxpr
+        self.lengths[here] = options["length"]
         end_of_carry = num_consts + num_carry
         sliced = [
             i >= end_of_carry and bool(x.leaves) and self.enters(x, scope)
@@ -230,7 +231,7 @@ class _Planner:
             if x.leaves:
                 self.expand(x, "scan", here)
             inputs.append(DATA if changes[i] else unsettled(variable.aval))
-        outputs = self.interpret(params["jaxpr"], inputs, here, here)
+        outputs = self.interpret(closed, inputs, here, here)
         for output in outputs:
             if output.leaves:
                 self.expand(output, "scan", here)
@@ -279,14 +280,14 @@ def called(eqn: Any) -> Any:
     """The jaxpr of a call that changes nothing, or None."""
     if eqn.primitive.name not in _CALLS:
         return None
-    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    return body_of_call(eqn)
 
 
 def rematerialised(eqn: Any) -> Any:
     """The jaxpr of a block of `jax.checkpoint`, or None."""
     if eqn.primitive.name not in _REMAT:
         return None
-    return jex.ClosedJaxpr(eqn.params["jaxpr"], [])
+    return jex.ClosedJaxpr(Parameters(eqn)["jaxpr"], [])
 
 
 def leads_back(expression: Expression) -> bool:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from adaoptax.measure.equations import Parameters, read_scan
 from adaoptax.measure.exact.expressions import (
     Place,
     equation_function,
@@ -164,7 +165,8 @@ class _Walker:
         if here in self.plan.scans:
             return self.scan(eqn, values, here)
         if (inner := rematerialised(eqn)) is not None:
-            options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+            params = Parameters(eqn)
+            options = {name: params[name] for name in ("policy", "prevent_cse")}
             return jax.checkpoint(lambda: self.run(inner, values, here), **options)()
         if here in self.plan.sites:
             rule = self.plan.sites[here].rule
@@ -203,8 +205,8 @@ class _Walker:
 
     def scan(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Any]:
         """Evaluates a scan that uses parameters."""
-        params, plan = eqn.params, self.plan.scans[here]
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        plan = self.plan.scans[here]
+        num_consts, num_carry, closed, options = read_scan(eqn)
         end_of_carry = num_consts + num_carry
         is_root = lambda i: plan.sliced[i - end_of_carry]
         consts = values[:num_consts]
@@ -234,7 +236,7 @@ class _Walker:
             slices = {i: x for i, x in enumerate(inputs) if i >= end_of_carry and is_root(i)}
             entered = walker.enter(plan.roots, here, slices)
             inputs = [entered.get(i, x) for i, x in enumerate(inputs)]
-            outputs = walker.run(params["jaxpr"], inputs, here)
+            outputs = walker.run(closed, inputs, here)
             data = [*plan.carries_data, *plan.returns_data]
             outputs = [
                 walker.batched(x) if differs else x
@@ -242,7 +244,6 @@ class _Walker:
             ]
             return outputs[:num_carry], outputs[num_carry:]
 
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
         carry, ys = jax.lax.scan(body, carry, (xs, inside), **options)
         ys = [Batched(jnp.moveaxis(y.value, 0, 1)) if isinstance(y, Batched) else y for y in ys]
         return [*carry, *ys]

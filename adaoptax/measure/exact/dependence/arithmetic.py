@@ -33,9 +33,9 @@ _BOUNDS = "max min clamp abs"
 _NONLINEAR = (
     "acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt"
     " ceil clz cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor igamma igammac integer_pow"
-    " lgamma log log1p logistic mulhi nextafter not or polygamma population_count pow"
-    " regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic"
-    " shift_right_logical sign sin sinh sqrt square tan tanh xor zeta"
+    " lgamma log log1p log2 logistic mulhi nextafter not one_minus_square or polygamma polynomial"
+    " population_count pow regularized_incomplete_beta rem round rsqrt shift_left"
+    " shift_right_arithmetic shift_right_logical sign sin sinh sqrt square tan tanh xor zeta"
 )
 _CHOICES = "reduce_max reduce_min reduce_and reduce_or argmax argmin"
 _CUMULATIVE = "cumsum cumprod cummax cummin cumlogsumexp"
@@ -163,7 +163,8 @@ def _chosen(eqn: Equation, x: Value, out: Value) -> Value:
 
 
 def _top_k(eqn: Equation, x: Value) -> Value:
-    axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % len(eqn.ins[0][0])
+    name = "reduction_dimension" if eqn.name == "approx_top_k" else "axis"
+    axis = eqn.params[name] % len(eqn.ins[0][0])
     if x.sums or (axis in x.rows and eqn.axes_out()):
         return UNKNOWN
     out = x._replace(rows=x.rows - {axis}, scale=nonlinear_scale([x]))

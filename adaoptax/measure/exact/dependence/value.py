@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from jax.extend import source_info_util
 
+from adaoptax.measure.equations import Parameters
+
 Shape = tuple[int, ...]
 Scale = frozenset[float] | None
 
@@ -38,8 +40,8 @@ class Equation:
 
     def __init__(self, small: Any, large: Any, caller: Any = None) -> None:
         self.name: str = small.primitive.name
-        self.params: dict[str, Any] = small.params
-        self.large_params: dict[str, Any] = large.params
+        self.params = Parameters(small)
+        self.large_params = Parameters(large)
         self.ins = [(shape(a), shape(b)) for a, b in zip(small.invars, large.invars, strict=True)]
         self.outs = [
             (shape(a), shape(b)) for a, b in zip(small.outvars, large.outvars, strict=True)

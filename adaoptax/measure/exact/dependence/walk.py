@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
+from adaoptax.measure.equations import Parameters, body_of_call, read_scan
 from adaoptax.measure.exact.dependence import arithmetic, moves
 from adaoptax.measure.exact.dependence.arithmetic import branches, select_n
 from adaoptax.measure.exact.dependence.value import (
@@ -91,7 +92,7 @@ def _check(same: bool) -> None:
 def _evaluate(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Value]:
     name = small.primitive.name
     if name in _CALLS.split():
-        inner, other = _inner(small), _inner(large)
+        inner, other = body_of_call(small), body_of_call(large)
         if len(getattr(inner, "jaxpr", inner).invars) == len(ins):
             blamed = caller or (small if _is_of_jax(inner) else None)
             return walk(inner, other, ins, blamed)
@@ -167,10 +168,6 @@ def _fixed_scale(eqn: Equation, ins: list[Value]) -> Scale:
 # --- Calls and control flow -------------------------------------------------------------------
 
 
-def _inner(eqn: Any) -> Any:
-    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-
-
 def _is_of_jax(jaxpr: Any) -> bool:
     """Whether a called function is JAX's own, as jnp.var: then its caller is to be named."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
@@ -178,29 +175,30 @@ def _is_of_jax(jaxpr: Any) -> bool:
 
 
 def _cond(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Value]:
-    pairs = zip(small.params["branches"], large.params["branches"], strict=True)
+    pairs = zip(Parameters(small)["branches"], Parameters(large)["branches"], strict=True)
     results = [walk(a, b, ins[1:], caller) for a, b in pairs]
     return [branches(cases) for cases in zip(*results, strict=True)]
 
 
 def _while(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Value]:
     """What a loop mixes is forgiven: a solver whose steps or end depend on the whole batch."""
-    first, count = small.params["cond_nconsts"], small.params["body_nconsts"]
+    params = Parameters(small)
+    first, count = params["cond_nconsts"], params["body_nconsts"]
     consts, carry = ins[first : first + count], ins[first + count :]
-    bodies = small.params["body_jaxpr"], large.params["body_jaxpr"]
+    bodies = params["body_jaxpr"], Parameters(large)["body_jaxpr"]
     after = _loop(bodies, consts, carry, [], caller)[0]
     return [UNKNOWN if x.mixed else x for x in after] if not verdict(ins) else after
 
 
 def _scan(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Value]:
-    num_consts, num_carry = small.params["num_consts"], small.params["num_carry"]
+    num_consts, num_carry, body, options = read_scan(small)
+    other = read_scan(large)
     consts, carry = ins[:num_consts], ins[num_consts : num_consts + num_carry]
     xs = ins[num_consts + num_carry :]
-    if small.params["length"] != large.params["length"]:
+    if options["length"] != other.options["length"]:
         return _scan_over_examples(Equation(small, large, caller), consts, carry, xs)
-    bodies = small.params["jaxpr"], large.params["jaxpr"]
     slices = [x._replace(rows=renumber(x.rows, [0])) for x in xs]
-    carry, ys = _loop(bodies, consts, carry, slices, caller)
+    carry, ys = _loop((body, other.body), consts, carry, slices, caller)
     return carry + [y._replace(rows=frozenset(axis + 1 for axis in y.rows)) for y in ys]
 
 

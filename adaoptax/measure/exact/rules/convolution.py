@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
+from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
 from adaoptax.measure.exact.factors import (
     Factor,
@@ -81,12 +82,12 @@ class Convolution(Rule):
 
     @property
     def _groups(self) -> int:
-        return self.eqn.params["feature_group_count"]
+        return Parameters(self.eqn)["feature_group_count"]
 
     @property
     def _kernel(self) -> tuple[list[int], int, int, list[int]]:
         """Order of the kernel's axes (space, in, out), and their sizes."""
-        out, into, *space = self.eqn.params["dimension_numbers"].rhs_spec
+        out, into, *space = Parameters(self.eqn)["dimension_numbers"].rhs_spec
         shape = self.parameter.shape
         return [*space, into, out], shape[into], shape[out], [shape[axis] for axis in space]
 
@@ -102,7 +103,7 @@ class Convolution(Rule):
 
     def patches(self, x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One image and its cotangent as [N, T, I] and [N, T, O]: T output positions."""
-        params = self.eqn.params
+        params = Parameters(self.eqn)
         _, into, out, space = self._kernel
         n, numbers = self._groups, params["dimension_numbers"]
         batch, feature, *spatial = numbers.lhs_spec
@@ -149,4 +150,4 @@ def match(eqn: Any, position: int) -> Convolution | None:
     """The rule for `eqn`, if it is a convolution with a parameter as its kernel."""
     if eqn.primitive.name != "conv_general_dilated" or position != 1:
         return None
-    return None if eqn.params["batch_group_count"] > 1 else Convolution(eqn, position)
+    return None if Parameters(eqn)["batch_group_count"] > 1 else Convolution(eqn, position)

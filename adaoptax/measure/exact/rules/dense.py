@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
+from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
 from adaoptax.measure.exact.factors import (
     Factor,
@@ -169,7 +170,7 @@ class Dense(Rule):
     @property
     def _axes(self) -> tuple[list[int], list[int], list[int], list[int], list[int], list[int]]:
         """Batch, contracted and free axes of the data, then of the parameter."""
-        contract, batch = self.eqn.params["dimension_numbers"]
+        contract, batch = Parameters(self.eqn)["dimension_numbers"]
         w, x = self.position, 1 - self.position
         free = lambda aval, side: [
             axis for axis in range(aval.ndim) if axis not in (*contract[side], *batch[side])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
+from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
 from adaoptax.measure.exact.factors import Factor, Moments, Want, rows_times, wide
 from adaoptax.measure.exact.rules.dense import Outer
@@ -83,14 +84,14 @@ class Embedding(Rule):
         return w.reshape(self.parameter.shape)
 
     def factor(self, x: jax.Array, d: jax.Array) -> Rows:
-        offsets = self.eqn.params["dimension_numbers"].offset_dims
+        offsets = Parameters(self.eqn)["dimension_numbers"].offset_dims
         num_rows = self.parameter.shape[0]
         ids = x.reshape(x.shape[0], -1).astype(jnp.int32)
         which = [axis for axis in range(d.ndim - 1) if axis not in offsets]
         d = d.transpose(0, *(1 + axis for axis in (*which, *offsets)))
         d = d.reshape(*ids.shape, -1)
         # Out of bounds a gather reads the nearest row or, by its mode, none at all.
-        if self.eqn.params["mode"] is not jax.lax.GatherScatterMode.CLIP:
+        if Parameters(self.eqn)["mode"] is not jax.lax.GatherScatterMode.CLIP:
             d = jnp.where(((ids >= 0) & (ids < num_rows))[..., None], d, 0)
         return Rows(jnp.clip(ids, 0, num_rows - 1), d, num_rows)
 
@@ -105,12 +106,12 @@ def match(eqn: Any, position: int) -> Embedding | None:
     """The rule for `eqn`, if it takes whole rows of a parameter."""
     if eqn.primitive.name != "gather" or position != 0:
         return None
-    numbers, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    numbers, table = Parameters(eqn)["dimension_numbers"], eqn.invars[0].aval
     whole_rows = (
         numbers.collapsed_slice_dims == (0,)
         and numbers.start_index_map == (0,)
         and not numbers.operand_batching_dims
-        and tuple(eqn.params["slice_sizes"]) == (1, *table.shape[1:])
+        and tuple(Parameters(eqn)["slice_sizes"]) == (1, *table.shape[1:])
     )
     return Embedding(eqn, position) if whole_rows and table.shape[0] < 2**24 else None
 
