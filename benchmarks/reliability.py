@@ -1,7 +1,8 @@
-"""The reliability report, written from the report file of a run of the tests.
+"""The reliability report, written from the report files of a run of all tests.
 
     python -m pytest -n auto --junitxml=runs/tests.xml
-    python -m benchmarks.reliability runs/tests.xml > docs/reliability.md
+    python -m pytest -n auto -m slow --junitxml=runs/slow.xml
+    python -m benchmarks.reliability runs/tests.xml runs/slow.xml > docs/reliability.md
 
 `benchmarks.reliability_topics` says which tests try what. How often is counted here: cases of the
 run, examples that hypothesis drew, and what tests tell by the fixture ``tried``, such as
@@ -22,8 +23,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from benchmarks.reliability_topics import TOPICS, Topic
-from benchmarks.versions import TABLE as VERSIONS
-from benchmarks.versions import kept as kept_versions
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
 PACKAGES = ("jax", "optax", "flax", "numpy", "orbax-checkpoint")
@@ -147,7 +146,8 @@ def report(cases: Sequence[Case], date: str) -> str:
         f"The run of {date}: **{len(cases):,} cases** of {len(tests):,} tests in"
         f" {len({file for file, _ in tests})} files; {counts['passed']:,} passed,"
         f" **{counts['failed']} failed**, {counts['skipped']} skipped; {minutes:.0f} minutes of"
-        f" tests on CPUs, Python {platform.python_version()}, {releases}.",
+        f" tests on CPUs, Python {platform.python_version()}, {releases};"
+        " [other releases](stability.md#releases-of-others).",
         f"{examples:,} examples were drawn by hypothesis, and {len(refusals):,} cases expect an"
         " error and compare its words.",
         "",
@@ -157,7 +157,6 @@ def report(cases: Sequence[Case], date: str) -> str:
         lines.append("| --- | --- | --- | --- |")
         lines += [_row(topic, cases) for topic in topics]
         lines.append("")
-    lines += ["## Releases", "", *_releases()]
     lines += ["## Not tried", "", *_not_tried(cases)]
     lines += ["## All tests by folder", "", *_folders(cases)]
     return "\n".join(lines)
@@ -168,22 +167,6 @@ def _row(topic: Topic, cases: Sequence[Case]) -> str:
     files = sorted({case.file for case in chosen})
     shown = ", ".join(f"`{file}`" for file in files) if len(files) <= 4 else f"{len(files)} files"
     return f"| {topic.tried} | {often(chosen)} | {what_happened(topic, chosen)} | {shown} |"
-
-
-def _releases() -> list[str]:
-    rows = list(kept_versions(VERSIONS).values())
-    if not rows:
-        return ["Not compared yet: `python -m benchmarks.versions`.", ""]
-    names = [name for name in rows[0] if name != "set"]
-    return [
-        "The oldest releases that the package allows, and the newest, each in an environment of its"
-        " own, with a part of the tests (`python -m benchmarks.versions`).",
-        "",
-        "| | " + " | ".join(row["set"] for row in rows) + " |",
-        "| --- |" + " --- |" * len(rows),
-        *("| " + " | ".join([name, *(row[name] for row in rows)]) + " |" for name in names),
-        "",
-    ]
 
 
 def _not_tried(cases: Sequence[Case]) -> list[str]:
@@ -222,10 +205,13 @@ def _folders(cases: Iterable[Case]) -> list[str]:
 def main() -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=pathlib.Path, help="what pytest --junitxml wrote")
+    parser.add_argument(
+        "reports", nargs="+", type=pathlib.Path, help="what pytest --junitxml wrote"
+    )
     args = parser.parse_args()
-    suite = next(ET.parse(args.report).getroot().iter("testsuite"))
-    print(report(read_cases(args.report), suite.get("timestamp", "")[:10]), end="")
+    suite = next(ET.parse(args.reports[-1]).getroot().iter("testsuite"))
+    cases = [case for each in args.reports for case in read_cases(each)]
+    print(report(cases, suite.get("timestamp", "")[:10]), end="")
 
 
 if __name__ == "__main__":

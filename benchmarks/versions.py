@@ -1,13 +1,14 @@
-"""Runs a part of the tests with the oldest releases of pyproject.toml, and with the newest.
+"""Runs the tests with a set of releases, and writes the table of docs/stability.md.
 
-``python -m benchmarks.versions`` makes an environment for each of the two, installs the package
-with its extra `test` there, runs `TESTS`, prints a table and writes `docs/versions.csv`; some five
-minutes a set on two cores. ``python -m benchmarks.versions oldest --keep envs`` runs one of them
-and keeps its environment for the next time. Nothing of it is part of the tests or of `.ci/run`.
+A set is `oldest` (the lower bounds of pyproject.toml), `newest` (what pip gives) or a release of
+jax, as in 0.11.2, with the newest of all else. Each gets an environment of the Python that runs
+this command::
 
-What runs is what depends on the releases: names and behaviour of jax and Optax (`conformance` of a
-few transformations, the ways of measuring, which read jaxprs, and sharding), files and processes
-(the loop), and every package that is adapted (integrations, data sources).
+    python3.11 -m benchmarks.versions oldest
+    python3.13 -m benchmarks.versions 0.11.2 --tests tests/measure
+    python3.13 -m benchmarks.versions newest
+
+prints how it went and puts a row into `docs/versions.csv`; ten minutes for all tests on two cores.
 """
 
 import argparse
@@ -24,23 +25,8 @@ from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "versions.csv"
-SETS = ("oldest", "newest")
-SHOWN = ("jax", "optax", "flax", "numpy", "orbax-checkpoint", "datasets", "grain", "scikit-learn")
-TESTS = (  # what changes with releases; the formulas do not
-    "tests/test_public_api.py",
-    "tests/test_conformance.py",
-    "tests/measure/test_measure_transforms.py",
-    "tests/measure/test_devices.py",
-    "tests/measure/exact/test_exact_transforms.py",
-    "tests/measure/exact/test_zoo.py",
-    "tests/loop/test_accumulate.py",
-    "tests/loop/test_adaptive.py",
-    "tests/loop/test_loader.py",
-    "tests/loop/test_real_sources.py",
-    "tests/integrations",
-)
-# Of the two long lists a part: one transformation, and models of attention and of scans.
-CHOSEN = "not (conformance or zoo) or half-life or attention or lstm"
+SHOWN = ("jax", "optax", "flax", "numpy")
+ALL = "all"
 
 
 def lower_bounds(extras: Sequence[str] = ("test",)) -> dict[str, str]:
@@ -63,14 +49,22 @@ def lower_bounds(extras: Sequence[str] = ("test",)) -> dict[str, str]:
     return bounds
 
 
+def pins(which: str) -> dict[str, str]:
+    """What pip has to take for a set, by package; it chooses all else."""
+    if which == "oldest":
+        bounds = lower_bounds()
+        return bounds | {"jaxlib": bounds["jax"]}
+    return {} if which == "newest" else {"jax": which, "jaxlib": which}
+
+
 def environment(which: str, folder: pathlib.Path) -> str:
     """The python of an environment with that set of releases, made where there is none."""
     python = str(folder / which / "bin" / "python")
     if not pathlib.Path(python).exists():
         subprocess.run([sys.executable, "-m", "venv", folder / which], check=True)
     constraints = folder / f"{which}.txt"
-    pinned = lower_bounds() if which == "oldest" else {}
-    constraints.write_text("".join(f"{name}=={bound}\n" for name, bound in pinned.items()))
+    lines = [f"{name}=={release}\n" for name, release in pins(which).items()]
+    constraints.write_text("".join(lines))
     install = [python, "-m", "pip", "install", "--quiet", "--upgrade", "-c", str(constraints)]
     subprocess.run([*install, f"{ROOT}[test]"], check=True)
     return python
@@ -83,15 +77,14 @@ def installed(python: str) -> dict[str, str]:
     return dict(zip(SHOWN, out.stdout.split(), strict=True))
 
 
-def run(which: str, folder: pathlib.Path, options: Sequence[str]) -> dict[str, str]:
+def run(which: str, folder: pathlib.Path, tests: Sequence[str]) -> dict[str, str]:
     """Runs the tests with one set of releases; a row of the table."""
     python = environment(which, folder)
     report = folder / f"{which}.xml"
-    chosen = options or [*TESTS, "-k", CHOSEN]
-    command = [python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
+    command = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
     start = time.monotonic()
-    subprocess.run([*command, f"--junitxml={report}", *chosen], cwd=ROOT, check=False)
-    seconds = time.monotonic() - start
+    subprocess.run([*command, f"--junitxml={report}", *tests], cwd=ROOT, check=False)
+    minutes = (time.monotonic() - start) / 60
     counts = ET.parse(report).getroot().find("testsuite")
     assert counts is not None
     number = lambda name: int(counts.get(name, 0))
@@ -101,47 +94,44 @@ def run(which: str, folder: pathlib.Path, options: Sequence[str]) -> dict[str, s
         "set": which,
         "python": version.split()[1],
         **installed(python),
+        "tests": " ".join(tests) or ALL,
         "passed": str(number("tests") - failed - number("skipped")),
         "skipped": str(number("skipped")),
         "failed": str(failed),
-        "minutes": f"{seconds / 60:.1f}",
+        "minutes": f"{minutes:.1f}",
     }
 
 
-def kept(path: pathlib.Path) -> dict[str, dict[str, str]]:
-    """The rows of the table that there is, by set."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {row["set"]: row for row in csv.DictReader(file)}
+def with_row(rows: Sequence[dict[str, str]], new: dict[str, str]) -> list[dict[str, str]]:
+    """`rows` with `new` in the place of an older run of the same set, by jax and by Python."""
+    same = lambda row: all(row[name] == new[name] for name in ("set", "python", "tests"))
+    order = lambda row: [[*map(int, row[name].split("."))] for name in ("jax", "python")]
+    return sorted([row for row in rows if not same(row)] + [new], key=order)
 
 
 def main() -> None:
-    """Runs the sets that were asked for and prints how they did."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="*", metavar="SET", help="oldest, newest (default: both)")
-    parser.add_argument("--keep", type=pathlib.Path, help="folder of the environments, kept")
-    parser.add_argument("--tests", nargs="+", default=[], help="other tests; the table stays")
+    """Runs one set and prints how it did."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="The Python is the one that runs this command."
+    )
+    parser.add_argument("which", metavar="SET", help="oldest, newest, or a release of jax")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder of the environment, kept")
+    parser.add_argument("--tests", nargs="+", default=[], help="some tests; without it, all")
     args = parser.parse_args()
-    wanted = args.sets or SETS
-    for which in wanted:
-        if which not in SETS:
-            parser.error(f"expected oldest or newest, got {which}")
-    rows = kept(TABLE)
+    if not re.fullmatch(r"oldest|newest|\d+(\.\d+)+", args.which):
+        parser.error(f"SET must be oldest, newest or a release of jax, got {args.which!r}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = (args.keep or pathlib.Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for which in wanted:
-            rows[which] = run(which, folder, args.tests)
-    ordered = [rows[which] for which in SETS if which in rows]
-    for row in ordered:
-        print("\n" + "\n".join(f"{name:>18}  {value}" for name, value in row.items()))
-    if not args.tests:
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ordered[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(ordered)
-    sys.exit(any(int(rows[which]["failed"]) for which in wanted))
+        row = run(args.which, folder, args.tests)
+    print("\n" + "\n".join(f"{name:>10}  {value}" for name, value in row.items()))
+    with TABLE.open(newline="") as file:
+        rows = with_row(list(csv.DictReader(file)), row)
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    sys.exit(row["failed"] != "0")
 
 
 if __name__ == "__main__":

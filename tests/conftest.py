@@ -1,5 +1,7 @@
 """Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
 
+import functools
+import importlib.metadata
 import os
 import re
 import signal
@@ -7,14 +9,21 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, as under nohup
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Eight devices on two busy cores may wait long for each other: slow is no failure.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
-)
+# What tests compile is small and runs once: compiling fast matters, and fast programs do not. Flags
+# that the caller sets come last and win.
+_XLA_FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    # Eight devices on two busy cores may wait long for each other: slow is no failure.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no other emitters
+    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # before anything starts the backend
 
@@ -38,6 +47,13 @@ def float64() -> Iterator[None]:
     """Turns on float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jax.jit` as users have it, for tests of bits: fast compilation rounds two programs apart."""
+    options = {"xla_backend_optimization_level": 3}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
 
 
 @pytest.fixture(scope="session")

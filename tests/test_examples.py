@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts a program
 ROOT = pathlib.Path(__file__).parents[1]
 PNG = b"\x89PNG"
 

@@ -185,7 +185,7 @@ def intervals(horizon: float, variance: Any, square: Any, size: Any) -> Any:
 
 @pytest.mark.parametrize("dimensions", [5, 200])
 @pytest.mark.parametrize("share", [0.05, 0.5, 5.0])  # batch size over noise scale
-@pytest.mark.parametrize("steps", [10, 200, 1000])
+@pytest.mark.parametrize("steps", [10, 200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_interval_covers_the_noise_scale(share: float, dimensions: int, steps: int) -> None:
     # 2000 runs: the standard error of a coverage of 95 % is half a point; the bound leaves 2.
     size, runs = 16, 2000

@@ -45,6 +45,7 @@ def outputs(out: pathlib.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 SMALL = ("--processes", "2", "--epochs", "1", "--hidden", "16")
 
 
+@pytest.mark.slow
 def test_processes_train_on_digits(tmp_path: pathlib.Path) -> None:
     done = run("multi_process.py", *SMALL, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -57,6 +58,7 @@ def test_processes_train_on_digits(tmp_path: pathlib.Path) -> None:
     assert "examples/s" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_interrupting_it_ends_all_processes(tmp_path: pathlib.Path) -> None:
     many = ("--processes", "2", "--epochs", "1000", "--hidden", "16", "--out", str(tmp_path))
@@ -81,6 +83,7 @@ def test_interrupting_it_ends_all_processes(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -119,6 +122,7 @@ def test_a_bad_option_is_one_sentence(name: str, options: tuple[str, ...], messa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["multi_process.py", "stdlib_lm.py"])
 def test_they_explain_every_option(name: str) -> None:
     out = run(name, "--help").stdout
@@ -127,6 +131,7 @@ def test_they_explain_every_option(name: str) -> None:
     assert all(len(text) > 10 for _, text in options)
 
 
+@pytest.mark.slow
 def test_the_language_model_learns_and_its_batch_grows(tmp_path: pathlib.Path) -> None:
     mesh = ("--host-devices", "8", "--data", "4", "--model", "2", "--fsdp")
     done = run("stdlib_lm.py", "--tiny", *mesh, "--examples", "2000", "--eta", "0.3",

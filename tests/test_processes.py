@@ -17,6 +17,7 @@ import process_worker
 import pytest
 from local_processes import free_port, local_processes, wait
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 WORKER = pathlib.Path(process_worker.__file__)
 STEPS, SAVED = 14, 6

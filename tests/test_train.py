@@ -83,6 +83,7 @@ def same_run(out: pathlib.Path, whole: pathlib.Path) -> None:
     assert records(out) == records(whole)
 
 
+@pytest.mark.slow
 def test_the_run_grows_and_leaves_what_it_promises(whole: pathlib.Path) -> None:
     sizes = [record["batch_size"] for record in records(whole)]
     assert (sizes[0], max(sizes)) == (32, 64)
@@ -95,6 +96,7 @@ def test_the_run_grows_and_leaves_what_it_promises(whole: pathlib.Path) -> None:
     assert (whole / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_told_again(whole: pathlib.Path) -> None:
     before, told = summary(whole), records(whole)
     printed = run(whole, *SMALL)
@@ -167,6 +169,7 @@ def test_a_dry_run_says_what_would_run_and_touches_nothing(
         assert any(str(size) in line and str(steps) in line for line in printed.splitlines())
 
 
+@pytest.mark.slow
 def test_diagnose_measures_and_never_acts(tmp_path: pathlib.Path) -> None:
     run(tmp_path, *SMALL, "--examples", "4000", "--diagnose")
     seen = records(tmp_path)
@@ -174,6 +177,7 @@ def test_diagnose_measures_and_never_acts(tmp_path: pathlib.Path) -> None:
     assert max(record["next_batch_size"] for record in seen) > 32
 
 
+@pytest.mark.slow
 def test_a_schedule_decides_instead_of_the_test(tmp_path: pathlib.Path) -> None:
     run(tmp_path, *SMALL, "--examples", "4000", "--batch-schedule", "0:32 1K:48 3K:64")
     sizes = [(record["examples"], record["batch_size"]) for record in records(tmp_path)]
@@ -199,6 +203,7 @@ def test_every_problem_and_way_trains(options: list[str], tmp_path: pathlib.Path
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: pathlib.Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('problem = "cancer"\nbatch_size = 64\nmicro_batch_size = 16\neta = 1\n')
@@ -248,6 +253,7 @@ def test_a_bad_option_is_one_sentence(
     assert message in refused(capsys, *options)
 
 
+@pytest.mark.slow
 def test_other_options_do_not_go_on_with_a_run(
     whole: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

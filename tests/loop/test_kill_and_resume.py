@@ -13,7 +13,7 @@ from test_loader_processes import assemble
 
 from adaoptax.loop import BatchLoader, epoch_permutation
 
-RUNS, STEPS = 1020, 25
+STEPS = 25
 
 
 class Flaky(list):
@@ -195,10 +195,11 @@ def step(group, run, size):
     return values[mask].tolist(), state
 
 
+@pytest.mark.parametrize("runs_in_all", [120, pytest.param(1020, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block", range(12))
-def test_random_kills_deliver_the_uninterrupted_stream(block, tried):
+def test_random_kills_deliver_the_uninterrupted_stream(block, runs_in_all, tried):
     runs = all_kills = 0
-    for seed in range(block, RUNS, 12):
+    for seed in range(block, runs_in_all, 12):
         run = Run(seed)
         rng, expected = run.rng, run.expected()
         group = run.group(int(rng.choice(run.counts)), int(rng.integers(0, 4)))

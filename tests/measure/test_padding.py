@@ -97,7 +97,8 @@ def test_masked_rows_equal_the_real_rows_alone(chunk_size, network):
     masked = measure(params, spoil(batch, real, "nan"), mask=real)
     alone = measure(params, jax.tree.map(lambda x: x[real], batch))
     for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        scale = np.abs(b).max()  # a coordinate whose terms cancel is as exact as they are
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
 
 
 def test_unequal_groups_by_hand(rows):

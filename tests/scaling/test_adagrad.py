@@ -125,6 +125,7 @@ PAIRS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_equal_their_parts(name, numpy_stats):
     pair, test, step = PAIRS[name]

@@ -26,6 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("rule", RULES)
@@ -47,6 +48,7 @@ def test_it_is_adam_to_the_bit_while_the_batch_never_changes(rule, options, jit)
     assert bool(state.only_base_batches)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_it_is_adam_to_the_bit_in_float64(float64):
     ours, theirs = scale_by_adam_with_batch(48), optax.scale_by_adam()
     params = tree(0, jnp.float64)

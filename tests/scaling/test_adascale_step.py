@@ -45,6 +45,7 @@ def run(tx: Any, params: Any, story: list[Any], numpy_stats: Any, group_size: fl
     return params, state, states, all_updates
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("learning_rate", [0.1, SCHEDULE], ids=["constant", "schedule"])
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def needs_scale() -> Any:
     )
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_nonfinite_step_never_happened(bad, jit, numpy_stats):

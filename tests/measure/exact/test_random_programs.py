@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference import FAST_COMPILE, assert_moments, row_gradients
@@ -250,14 +251,13 @@ def numbers(shapes: list[tuple[int, ...]], seed: int) -> tuple[Any, Any]:
     return params, batch
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=steps,
     penalty=st.booleans(),
     statistics=st.sampled_from([ALL, ("norm",), ("norm", "inner"), ("coordinate",)]),
     seed=st.integers(0, 99),
 )
-def test_random_programs(steps, penalty, statistics, seed):
+def judge(steps, penalty, statistics, seed):
     loss_fn, shapes = program(steps, penalty)
     assume(shapes)
     params, batch = numbers(shapes, seed)
@@ -266,3 +266,8 @@ def test_random_programs(steps, penalty, statistics, seed):
         step = measure.per_example_moments(loss_fn, statistics=statistics)
         found = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
     assert_moments(found, rows, rtol=1e-10, grad_rtol=1e-11)
+
+
+@pytest.mark.parametrize("programs", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_random_programs(programs):
+    settings(max_examples=programs, suppress_health_check=[HealthCheck.too_slow])(judge)()
