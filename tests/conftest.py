@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import signal
+import zlib
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, as under nohup
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,6 +41,23 @@ from adaoptax import GradientStats  # noqa: E402
 
 hypothesis.settings.register_profile("adaoptax", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("adaoptax")
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a sampled test about a third runs by default, chosen by name; all are slow.
+
+    A sample is taken of six cases and more, and holds the first.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for first, *others in cases.values():
+        for item in others if len(others) >= 5 else ():
+            if zlib.crc32(item.name.encode()) % 3:
+                item.add_marker(pytest.mark.slow)
+        del first
 
 
 @pytest.fixture

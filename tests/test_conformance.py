@@ -35,6 +35,8 @@ from adaoptax.schedules import (
     scale_by_schedule_over_examples,
 )
 
+pytestmark = pytest.mark.sampled
+
 
 class Entry(NamedTuple):
     """One transformation under test.
@@ -260,7 +262,6 @@ TRANSFORMATIONS.update(
         "average_params": Entry(scaling.average_params, {"half_life": 16.0}),
     }
 )
-
 every = pytest.mark.parametrize("name", TRANSFORMATIONS)
 with_stats = pytest.mark.parametrize(
     "name", [name for name, entry in TRANSFORMATIONS.items() if entry.needs_stats]

@@ -169,6 +169,7 @@ def on_one_device() -> Any:
     return two_steps(data=1, model=1, fsdp=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "model", "fsdp"), [(8, 1, True), (4, 2, False), (2, 4, True)])
 def test_every_mesh_gives_the_same_step(
     data: int, model: int, fsdp: bool, on_one_device: Any

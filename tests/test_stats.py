@@ -23,6 +23,8 @@ from adaoptax import (
     stats_from_groups,
 )
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 
 

@@ -2,6 +2,7 @@
 
 from adaoptax.measure.devices import devices
 from adaoptax.measure.directional import directional, leave_one_out
+from adaoptax.measure.equations import UnknownEquationError
 from adaoptax.measure.every import every
 from adaoptax.measure.exact import exact, explain, per_example_moments
 from adaoptax.measure.fsdp import fsdp, gather
@@ -15,6 +16,7 @@ from adaoptax.measure.variance_along import variance_along
 __all__ = [
     "MicroSteps",
     "MicroStepsState",
+    "UnknownEquationError",
     "adam_preconditioner",
     "devices",
     "directional",

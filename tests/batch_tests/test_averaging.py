@@ -9,6 +9,8 @@ import pytest
 
 import adaoptax
 
+pytestmark = pytest.mark.sampled
+
 TESTS: dict[str, Any] = {
     "norm": lambda **o: adaoptax.norm_test(0.25, **o),
     "inner": lambda **o: adaoptax.inner_product_test(0.3, **o),

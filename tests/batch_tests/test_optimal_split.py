@@ -11,6 +11,8 @@ import adaoptax
 from adaoptax import required_batch_size
 from adaoptax.batch_tests import optimal_split, split_tolerances
 
+pytestmark = pytest.mark.sampled
+
 KINDS = ("plug-in", "debiased")
 ROWS = hnp.arrays(np.float64, (6, 3), elements=st.floats(-3, 3))
 

@@ -17,6 +17,8 @@ from adaoptax.batch_tests import (
 )
 from adaoptax.measure import variance_along
 
+pytestmark = pytest.mark.sampled
+
 
 def required(tx: Any, grads: Any, stats: Any, params: Any = None, **extra: Any) -> float:
     params = jax.tree.map(jnp.zeros_like, grads) if params is None else params

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 import adaoptax
 
+pytestmark = pytest.mark.sampled
+
 KINDS = ("plug-in", "debiased")
 MAKE: dict[str, Any] = {
     "norm": adaoptax.norm_test,

@@ -11,6 +11,8 @@ import pytest
 import adaoptax
 from adaoptax.batch_tests import optimal_split, proximal_test
 
+pytestmark = pytest.mark.sampled
+
 TESTS: dict[str, Any] = {
     "norm": lambda **o: adaoptax.norm_test(0.5, **o),
     "inner": lambda **o: adaoptax.inner_product_test(0.5, **o),

@@ -145,6 +145,7 @@ def test_the_command_lists_and_refuses(capsys):
     assert "one run has no standard error" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problems_start_at_a_guess(name):
     problem = PROBLEMS[name]()

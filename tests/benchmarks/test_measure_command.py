@@ -23,6 +23,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ)
 
 
+@pytest.mark.slow
 def test_a_run_prints_tables_and_writes_them(tmp_path: pathlib.Path) -> None:
     table, picture, tables = (tmp_path / "new" / name for name in NAMES)
     options = ["--models", "tiny", "--rounds", "1", "--minutes", "0.2", "--csv", str(table)]
@@ -47,6 +48,7 @@ def test_a_run_prints_tables_and_writes_them(tmp_path: pathlib.Path) -> None:
     assert "](picture.png)" in tables.read_text()
 
 
+@pytest.mark.slow
 def test_every_method_serves_a_small_model() -> None:
     programs, notes = prepare(MODELS["tiny"], list(METHODS), math.inf, lambda text: None)
     assert notes == {}

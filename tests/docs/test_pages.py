@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.sampled
+
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Right below the code that prints it.

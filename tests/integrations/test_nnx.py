@@ -13,6 +13,8 @@ from flax import nnx
 import adaoptax
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 
 class MLP(nnx.Module):
     def __init__(self, rngs):

@@ -23,6 +23,8 @@ from matplotlib.lines import Line2D
 from adaoptax.integrations.plots import PANELS, main, plot_run
 from adaoptax.loop import JsonLines, noise_windows
 
+pytestmark = pytest.mark.sampled
+
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [panel.title for panel in PANELS.values()]
 
@@ -265,7 +267,14 @@ def test_what_cannot_be_drawn_is_refused(args: Any, options: Any, message: str) 
         plot_run(*args, **options)
 
 
-@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, 0.0, None])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        math.inf,
+        None,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (-math.inf, math.nan, 0.0)),
+    ],
+)
 def test_odd_numbers_in_every_column_still_give_a_picture(
     tmp_path: pathlib.Path, odd: float | None
 ) -> None:

@@ -13,6 +13,8 @@ import adaoptax
 from adaoptax import measure
 from adaoptax.loop import Batch, BatchLoader, accumulate
 
+pytestmark = pytest.mark.sampled
+
 HOWS = ["padded", "ladder", "host"]
 MICRO, LARGEST = 4, 32
 SIZES = [4, 8, 20, 32]

@@ -11,6 +11,8 @@ import pytest
 import adaoptax
 from adaoptax.loop import BatchLoader, accumulate
 
+pytestmark = pytest.mark.sampled
+
 MICRO, LARGEST = 2, 128
 SIZES = [MICRO * k for k in (1, 2, 3, 5, 8, 16, 31, 64)]
 RNG = np.random.default_rng(1)

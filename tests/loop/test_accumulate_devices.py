@@ -15,6 +15,8 @@ import adaoptax
 from adaoptax import measure
 from adaoptax.loop import Batch, BatchLoader, accumulate
 
+pytestmark = pytest.mark.sampled
+
 MICRO, LARGEST = 16, 64
 RNG = np.random.default_rng(2)
 DATA = {

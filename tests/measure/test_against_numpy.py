@@ -20,6 +20,8 @@ from numpy_reference import (
 from adaoptax import orthogonal_variance, signal, value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 ROWS = 12
 PER_EXAMPLE = [per_example(chunk, statistics=ALL) for chunk in (None, 1, 3, 5, ROWS, 99)]

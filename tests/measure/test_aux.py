@@ -18,6 +18,8 @@ from numpy_reference import (
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ROWS = 12
 METHODS = [per_example(), per_example(5), per_example(1), groups(4), groups(ROWS)]
 NUM_GROUPS = {per_example(): ROWS, per_example(5): ROWS, per_example(1): ROWS}

@@ -9,6 +9,8 @@ from numpy_reference import flat
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups
 
+pytestmark = pytest.mark.sampled
+
 ROWS, N = 12, 3
 
 

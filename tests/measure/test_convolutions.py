@@ -13,6 +13,8 @@ from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, micro_steps, per_example
 from adaoptax.measure.convolutions import channels_last, count_convolutions
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 ROWS = 8
 FAST = re.compile(r"\[b, ([\d, ]*)f\]x\[([\d, ]*)i, o\]->\[b, ([\d, ]*)f\]")

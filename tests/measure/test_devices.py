@@ -31,6 +31,8 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 
+pytestmark = pytest.mark.sampled
+
 TENSOR = {"a": P(None, "model"), "b": P("model"), "c": P("model")}
 LAST_LAYER = {"a": P(), "b": P(), "c": P(None, "model")}  # no ambiguous contraction
 FULLY = {"a": P("data"), "b": P("data"), "c": P("data")}

@@ -28,6 +28,8 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 
+pytestmark = pytest.mark.sampled
+
 
 def on_axis(fn: Any, *args: Any) -> Any:
     return jax.vmap(fn, out_axes=None, axis_name="data")(*args)

@@ -15,6 +15,8 @@ import adaoptax
 from adaoptax import measured, value_grad_and_stats
 from adaoptax.measure import every, groups, inner_products, per_example
 
+pytestmark = pytest.mark.sampled
+
 ROWS = 8
 METHODS = [
     per_example(statistics=("norm", "inner", "coordinate")),

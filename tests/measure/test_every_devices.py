@@ -25,6 +25,8 @@ from jax.sharding import PartitionSpec as P
 from adaoptax import measured, value_grad_and_stats
 from adaoptax.measure import devices, every, fsdp, gather, groups, inner_products
 
+pytestmark = pytest.mark.sampled
+
 
 def whole_batch():
     """Gradient of the batch of `device_problem`, by one plain call."""

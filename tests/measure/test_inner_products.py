@@ -12,6 +12,8 @@ import adaoptax
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import devices, groups, inner_products, per_example
 
+pytestmark = pytest.mark.sampled
+
 ROWS = 8
 METHODS = [None, groups(4), per_example(3, statistics=("norm", "coordinate"))]
 WEIGHTS = {

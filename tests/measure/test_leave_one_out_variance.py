@@ -11,6 +11,8 @@ import adaoptax
 from adaoptax import required_batch_size, stats_from_groups, value_grad_and_stats
 from adaoptax.measure import every, exact, groups, micro_steps, per_example
 
+pytestmark = pytest.mark.sampled
+
 ASKED = ("norm", "inner", "leave-one-out")
 
 

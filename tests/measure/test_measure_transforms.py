@@ -19,6 +19,8 @@ from numpy_reference import (
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ROWS = 8
 METHODS = [
     pytest.param(per_example(), ROWS, id="per_example"),

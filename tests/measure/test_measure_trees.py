@@ -20,6 +20,8 @@ from numpy_reference import (
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 ROWS = 8
 METHODS = [

@@ -22,6 +22,8 @@ from numpy_reference import (
 import adaoptax
 from adaoptax.measure import every, exact, groups, inner_products, micro_steps, per_example
 
+pytestmark = pytest.mark.sampled
+
 BOTH = ("norm", "coordinate")
 ROWS, SIZE = 12, 3
 

@@ -21,6 +21,8 @@ from numpy_reference import (
 from adaoptax import signal, value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 ROWS = 12
 METHODS = [

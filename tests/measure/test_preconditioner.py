@@ -21,6 +21,8 @@ import adaoptax
 from adaoptax import measure, value_grad_and_stats
 from adaoptax.measure import adam_preconditioner, every, exact, groups, inner_products, per_example
 
+pytestmark = pytest.mark.sampled
+
 ALL = ("norm", "inner", "coordinate")
 STACKED = (*ALL, "leave-one-out")
 ROWS = 12

@@ -9,6 +9,8 @@ from numpy_reference import assert_measured, flat, reference, regression, regres
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
+pytestmark = pytest.mark.sampled
+
 ROWS = 8
 METHODS = [per_example(), per_example(3), per_example(1), groups(2), groups(4), groups(ROWS)]
 make_typed = lambda: jax.random.key(0)

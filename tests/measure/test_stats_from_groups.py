@@ -12,6 +12,8 @@ from numpy_reference import flat, flat_rows, same_structure
 import adaoptax
 from adaoptax import orthogonal_variance, signal
 
+pytestmark = pytest.mark.sampled
+
 stats_from_groups: Any = adaoptax.stats_from_groups  # optional fields, as the tests ask for them
 ALL = ("norm", "inner", "coordinate")
 

@@ -13,6 +13,8 @@ import adaoptax
 from adaoptax import prox
 from adaoptax.prox import proximal_gradient
 
+pytestmark = pytest.mark.sampled
+
 TREE = {"w": jnp.array([[0.3, -2.0], [1.5, 0.05]]), "b": jnp.array([-0.4, 0.9, 0.0])}
 OPERATORS: dict[str, Any] = {  # operator, and the penalty h of the flat vector
     "l1": (prox.l1(0.7), lambda x: 0.7 * np.abs(x).sum()),

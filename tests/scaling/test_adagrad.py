@@ -10,6 +10,8 @@ import pytest
 
 import adaoptax
 
+pytestmark = pytest.mark.sampled
+
 
 def gradients(seed: int, steps: int = 25) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)

@@ -17,6 +17,8 @@ from adaoptax.scaling import (
     scale_by_adam_with_batch,
 )
 
+pytestmark = pytest.mark.sampled
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"b1": 0.95, "b2": 0.98, "eps": 1e-6},

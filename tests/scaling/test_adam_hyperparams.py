@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from adaoptax.scaling import adam_hyperparams, decay_of_half_life, half_life_of_decay
 from adaoptax.scaling.adam_hyperparams import ADAM_RULES, moved_decay
 
+pytestmark = pytest.mark.sampled
+
 kappas = st.floats(2.0**-8, 2.0**8)
 decays = st.floats(0.5, 0.9999)
 every_rule = pytest.mark.parametrize("rule", list(ADAM_RULES))

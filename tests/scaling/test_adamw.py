@@ -14,6 +14,8 @@ from adaoptax.scaling import (
     scale_by_adam_with_batch,
 )
 
+pytestmark = pytest.mark.sampled
+
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-4, 0.1])

@@ -10,6 +10,8 @@ import pytest
 
 import adaoptax
 
+pytestmark = pytest.mark.sampled
+
 CONVENTIONS = ("adaoptax", "paper", "fairscale")
 BASE = 4
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.3, 5, 40)

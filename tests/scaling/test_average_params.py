@@ -9,6 +9,8 @@ import pytest
 from adaoptax import GradientStats
 from adaoptax.scaling import average_params, averaged_params, half_life_of_decay
 
+pytestmark = pytest.mark.sampled
+
 SIZES = (32, 32, 64, 128, 16, 512)
 
 

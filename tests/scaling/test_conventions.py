@@ -13,6 +13,8 @@ import pytest
 
 import adaoptax
 
+pytestmark = pytest.mark.sampled
+
 CONVENTIONS = ("adaoptax", "paper", "fairscale")
 B0 = 32.0
 

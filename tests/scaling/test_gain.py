@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import adaoptax
 from adaoptax import adascale_gain
 
+pytestmark = pytest.mark.sampled
+
 
 @pytest.mark.parametrize(
     ("scale", "gain"), [(1, 1), (2, 5 / 3), (4, 2.5), (8, 10 / 3), (16, 4), (np.inf, 5)]

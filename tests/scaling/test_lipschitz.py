@@ -12,6 +12,8 @@ import adaoptax
 from adaoptax import GradientStats
 from adaoptax.scaling import lipschitz_descent
 
+pytestmark = pytest.mark.sampled
+
 CURVATURE = jnp.array([6.0, 1.0, 0.5])
 value_fn = lambda w: 0.5 * jnp.sum(CURVATURE * w**2)
 

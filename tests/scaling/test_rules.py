@@ -15,6 +15,8 @@ import adaoptax
 from adaoptax import GradientStats
 from adaoptax.scaling import rules
 
+pytestmark = pytest.mark.sampled
+
 CURVED: dict[str, Any] = {
     "mean": jnp.array([0.1, -0.2, 0.3]),
     "deviation": jnp.array([1.0, 2.0, 1.0]),

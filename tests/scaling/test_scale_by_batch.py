@@ -14,6 +14,8 @@ import adaoptax
 from adaoptax import GradientStats
 from adaoptax.scaling import BatchScaledSchedule, ScaleByBatchState, rules, scale_by_batch
 
+pytestmark = pytest.mark.sampled
+
 SIZES = (64, 64, 96, 192, 256, 48, 1024)
 
 

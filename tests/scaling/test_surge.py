@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from adaoptax.scaling import rules
 
+pytestmark = pytest.mark.sampled
+
 SIZES = (1, 16, 256, 1024, 4096, 16384, 65536, 1e6, 1e8)
 
 

@@ -13,6 +13,8 @@ from real_loader import run_loader
 from adaoptax import GradientStats, scale_by_schedule_over_examples
 from adaoptax.schedules import BatchSizeSchedule, over_examples, plan
 
+pytestmark = pytest.mark.sampled
+
 identity = lambda count: count
 
 

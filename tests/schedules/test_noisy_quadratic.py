@@ -13,6 +13,8 @@ from real_loader import run_loader
 from adaoptax.schedules import BatchSizeSchedule, sebs, seesaw
 from adaoptax.schedules.sizes_and_rate import as_counts
 
+pytestmark = pytest.mark.sampled
+
 
 def error(rates, sizes, h, noise, start=0.0):
     """The expected F after each step, by the recursion; `noise` is σ²."""

@@ -19,6 +19,8 @@ from adaoptax.schedules import (
     seesaw,
 )
 
+pytestmark = pytest.mark.sampled
+
 NUM, MICRO = 600, 8
 RULES = {
     "seesaw": seesaw(

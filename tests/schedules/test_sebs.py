@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from adaoptax.schedules import plan, sebs
 
+pytestmark = pytest.mark.sampled
+
 IMAGES, EPOCHS, MILESTONES = 50_000, 160, (80, 120)
 
 

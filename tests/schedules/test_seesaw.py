@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from adaoptax.schedules import BatchSizeSchedule, over_examples, plan, seesaw
 from adaoptax.schedules.sizes_and_rate import as_counts
 
+pytestmark = pytest.mark.sampled
+
 N = 1_000_000
 SMOOTH = {
     "quarter cosine": (lambda n: 1e-3 * jnp.cos(jnp.pi / 2 * n / N), 2 / np.pi),

@@ -11,6 +11,8 @@ import pytest
 from adaoptax import GradientStats, skip_nonfinite, stats_from_groups
 from adaoptax.schedules import add_stage_penalty, apply_stage_prox, sebs
 
+pytestmark = pytest.mark.sampled
+
 STAGES = [(0, 16), (40, 32), (100, 48), (160, 48), (161, 64)]
 SIZES = [16, 16, 16, 32, 32, 48, 1, 64, 64]  # seen before: 0 16 32 48 80 112 160 161 225
 STAGE_OF_STEP = [0, 0, 0, 1, 1, 2, 3, 4, 4]

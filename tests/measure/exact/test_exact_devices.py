@@ -30,6 +30,8 @@ from device_problem import (
     put,
 )
 
+pytestmark = pytest.mark.sampled
+
 
 @pytest.mark.parametrize(("kind", "shards"), [(EXPLICIT, None), (AUTO, None), (AUTO, 1), (AUTO, 2)])
 def test_a_sharded_batch_under_jit(kind: Any, shards: int | None) -> None:

@@ -12,6 +12,8 @@ from flax import nnx
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
 from adaoptax.measure.loss import Loss
 
+pytestmark = pytest.mark.sampled
+
 ROWS, CLASSES = 4, 5
 KEY = jax.random.key(0)
 IMAGES = jnp.ones((ROWS, 8, 8, 3))

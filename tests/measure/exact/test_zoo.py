@@ -87,22 +87,24 @@ def assert_stats(found: Any, rows: Rows, expected: Stats, rtol: float = 1e-5) ->
     assert_coordinates(stats.coordinate_variance, expected.coordinate_variance, rtol, subtracted)
 
 
+# Norms alone, the default of users, take other formulas: Gram matrices for short sequences.
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(ALL, id="all", marks=pytest.mark.slow), pytest.param(("norm",), id="norm")],
+)
 @pytest.mark.parametrize("name", ENTRIES)
-def test_moments(name):
-    """To 1e-5, the mean gradient to 1e-6.
-
-    Norms alone, the default, take other formulas: Gram matrices for short sequences.
-    """
+def test_moments(name, names):
+    """To 1e-5, the mean gradient to 1e-6."""
     entry, rows = of_zoo(name)
+    loss, grads, found = moments(entry, names)
+    assert_moments((loss, grads, found), rows, entry.rtol, entry.grad_rtol)
     real = np.dtype(np.float64 if entry.float64 else np.float32)
     types = lambda tree: jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", real)), tree)
-    for names in (ALL, ("norm",)):
-        loss, grads, found = moments(entry, names)
-        assert_moments((loss, grads, found), rows, entry.rtol, entry.grad_rtol)
-        assert types(grads) == types(entry.params)
-        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {real}
+    assert types(grads) == types(entry.params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {real}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
 @pytest.mark.parametrize("name", ["conv_grouped", "tied_embedding", "l2_regularised_mlp"])
 def test_every_subset_of_statistics(name, names):
@@ -165,6 +167,7 @@ def six_rows_of_zoo(name: str) -> tuple[Entry, Rows]:
     return entry, expected_rows(entry)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("group_size", [2, 3])
 @pytest.mark.parametrize(
     "name",
