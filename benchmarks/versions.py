@@ -27,6 +27,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "versions.csv"
 SHOWN = ("jax", "optax", "flax", "numpy")
 ALL = "all"
+# It judges the table, which has no row of this run yet.
+JUDGE = "tests/measure/test_equations.py::test_the_versions_known_to_work_are_those_that_ran"
 
 
 def lower_bounds(extras: Sequence[str] = ("test",)) -> dict[str, str]:
@@ -81,9 +83,11 @@ def run(which: str, folder: pathlib.Path, tests: Sequence[str]) -> dict[str, str
     """Runs the tests with one set of releases; a row of the table."""
     python = environment(which, folder)
     report = folder / f"{which}.xml"
-    command = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
+    options = ["-q", "-n", "auto", "-p", "no:cacheprovider", f"--deselect={JUDGE}"]
     start = time.monotonic()
-    subprocess.run([*command, f"--junitxml={report}", *tests], cwd=ROOT, check=False)
+    subprocess.run(
+        [python, "-m", "pytest", *options, f"--junitxml={report}", *tests], cwd=ROOT, check=False
+    )
     minutes = (time.monotonic() - start) / 60
     counts = ET.parse(report).getroot().find("testsuite")
     assert counts is not None

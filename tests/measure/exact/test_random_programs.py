@@ -269,5 +269,6 @@ def judge(steps, penalty, statistics, seed):
 
 
 @pytest.mark.parametrize("programs", [6, pytest.param(60, marks=pytest.mark.slow)])
-def test_random_programs(programs):
+def test_random_programs(programs, tried):
     settings(max_examples=programs, suppress_health_check=[HealthCheck.too_slow])(judge)()
+    tried("examples drawn", programs)
