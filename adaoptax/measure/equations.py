@@ -7,6 +7,7 @@ differs between its releases stands here, and a name that is missing is an error
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core as jex
 from jax.extend import source_info_util
 
 # Of jax: the oldest and the newest release that passed every test (docs/versions.csv).
@@ -16,7 +17,7 @@ KNOWN_TO_WORK = ("0.10.2", "0.12.0.1")
 class UnknownEquationError(RuntimeError):
     """An equation does not have the parameters that it has in the releases of JAX known to work."""
 
-    def __init__(self, eqn: Any, name: str) -> None:
+    def __init__(self, eqn: jex.JaxprEqn, name: str) -> None:
         where = source_info_util.summarize(eqn.source_info)
         oldest, newest = KNOWN_TO_WORK
         super().__init__(
@@ -34,7 +35,7 @@ class Parameters(dict[str, Any]):
         UnknownEquationError: When one is read that the equation does not have.
     """
 
-    def __init__(self, eqn: Any) -> None:
+    def __init__(self, eqn: jex.JaxprEqn) -> None:
         super().__init__(eqn.params)
         self._eqn = eqn
 
@@ -58,7 +59,7 @@ class Scan(NamedTuple):
     options: dict[str, Any]
 
 
-def read_scan(eqn: Any) -> Scan:
+def read_scan(eqn: jex.JaxprEqn) -> Scan:
     """The parts of a scan."""
     params = Parameters(eqn)
     if "ft_in" in params:  # jax >= 0.11: a tree of (constants, carry, scanned over)
@@ -69,6 +70,6 @@ def read_scan(eqn: Any) -> Scan:
     return Scan(num_consts, num_carry, params["jaxpr"], options)
 
 
-def body_of_call(eqn: Any) -> Any:
+def body_of_call(eqn: jex.JaxprEqn) -> Any:
     """The jaxpr that a call runs, under either of its names."""
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else Parameters(eqn)["call_jaxpr"]

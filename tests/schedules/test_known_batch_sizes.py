@@ -75,6 +75,7 @@ def test_no_step_is_off_where_the_batch_grows_at_250_billion_examples():
         assert float(rate(step)) == float(np.float32(exact))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_it_agrees_bit_for_bit_with_the_clock_of_the_statistics():
     sizes = BatchSizeSchedule.parse("0:96 10K:50000 300K:1048576")
     decay = optax.warmup_cosine_decay_schedule(0.0, 0.3, 100_000, 60_000_000)
