@@ -13,14 +13,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the backgro
 # What tests compile is small and runs once: compiling fast matters, and fast programs do not. Flags
 # that the caller sets come last and win.
 _XLA_FLAGS = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     # Eight devices on two busy cores may wait long for each other: slow is no failure.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
 ]
+_AS_USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+_XLA_FLAGS += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no other emitters
+    _AS_USERS["xla_cpu_use_fusion_emitters"] = True
     _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
@@ -45,19 +46,19 @@ hypothesis.settings.load_profile("adaoptax")
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a sampled test about a third runs by default, chosen by name; all are slow.
+    """Marks about two thirds of the cases of a sampled test slow, chosen by their names.
 
-    A sample is taken of six cases and more, and holds the first.
+    Only of six cases and more, and never the first.
     """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sampled"):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for first, *others in cases.values():
-        for item in others if len(others) >= 5 else ():
-            if zlib.crc32(item.name.encode()) % 3:
-                item.add_marker(pytest.mark.slow)
-        del first
+    for _, *others in cases.values():
+        if len(others) >= 5:
+            for item in others:
+                if zlib.crc32(item.name.encode()) % 3:
+                    item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -70,8 +71,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
     """`jax.jit` as users have it, for tests of bits: fast compilation rounds two programs apart."""
-    options = {"xla_backend_optimization_level": 3}
-    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=_AS_USERS))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import jax
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
-# Of jax: the oldest and the newest release that passed every test (docs/versions.csv).
+# Of jax: the oldest and the newest release on which all tests were run (docs/versions.csv).
 KNOWN_TO_WORK = ("0.10.2", "0.12.0.1")
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 # LLVM's optimisations take most of a compilation, and change no result that is tested here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 class Rows(NamedTuple):
@@ -100,7 +99,7 @@ def row_gradients(
         params, batch, args = jax.tree.map(_wide, (params, batch, args))
         rows = jax.tree.map(lambda x: x[real], batch)
         gradient = jax.vmap(jax.value_and_grad(of_row), in_axes=(None, 0, axes))
-        losses, grads = jax.jit(gradient, compiler_options=FAST_COMPILE)(params, rows, args)
+        losses, grads = jax.jit(gradient)(params, rows, args)
         losses, grads = jax.tree.map(np.asarray, (losses, grads))
     assert all(leaf.dtype in (np.float64, np.complex128) for leaf in jax.tree.leaves(grads))
     return Rows(real, weight[real], losses, grads)

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from reference import (
-    FAST_COMPILE,
     Rows,
     Stats,
     assert_close,
@@ -45,7 +44,7 @@ def run(transform: Any, entry: Entry, *how: Any, **options: Any) -> Any:
         step = transform(
             entry.loss_fn, *how, has_aux=entry.has_aux, key_argnums=entry.key_argnums, **options
         )
-        compiled = jax.jit(step, compiler_options=FAST_COMPILE)
+        compiled = jax.jit(step)
         value, *rest = compiled(entry.params, entry.batch, *entry.args, mask=entry.mask)
         return value[0] if entry.has_aux else value, *rest
 
@@ -204,7 +203,7 @@ def test_probes_are_unbiased(name, names):
     entry, rows = of_zoo(name)
     expected = statistics(rows)
     method = measure.exact(statistics=names, probe_size=3)
-    step = jax.jit(value_grad_and_stats(entry.loss_fn, method), compiler_options=FAST_COMPILE)
+    step = jax.jit(value_grad_and_stats(entry.loss_fn, method))
     probes = []
     for order in itertools.permutations(range(5)):
         batch = jax.tree.map(lambda x, order=list(order): x[order], entry.batch)
@@ -231,7 +230,7 @@ def test_aux_is_that_of_one_call(name):
     entry, _ = of_zoo(name)
     _, aux = entry.loss_fn(entry.params, entry.batch)
     step = measure.per_example_moments(entry.loss_fn, has_aux=True)
-    (_, found), _, _ = jax.jit(step, compiler_options=FAST_COMPILE)(entry.params, entry.batch)
+    (_, found), _, _ = jax.jit(step)(entry.params, entry.batch)
     jax.tree.map(lambda x, expected: assert_close(x, expected, 1e-6, "aux"), found, aux)
     types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
     assert types(found) == types(aux)
