@@ -172,7 +172,6 @@ CONVOLUTION = (
 )
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     ("loss_fn", "arguments"), [(mlp_loss, mlp(4)), (convolution_loss, CONVOLUTION)]
 )
@@ -185,7 +184,7 @@ def test_branches(loss_fn, arguments):
     for due in (True, False):
         text = str(jax.make_jaxpr(functools.partial(fn, due=due))(*arguments))
         assert branches(text) == 0
-    expected = jax.value_and_grad(loss_fn)(*arguments)
+    expected = jax.jit(jax.value_and_grad(loss_fn))(*arguments)
     got = jax.jit(fn)(*arguments, due=False)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(flat(got[1]), flat(expected[1]), rtol=1e-5, atol=1e-7)

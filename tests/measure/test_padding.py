@@ -91,7 +91,6 @@ def test_padding_never_counts_in_a_network(method, n, network):
         assert_measured(measured, reference(rows, n, weight=mask))
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])
 def test_masked_rows_equal_the_real_rows_alone(chunk_size, network):
     params, batch, _ = network
@@ -100,7 +99,9 @@ def test_masked_rows_equal_the_real_rows_alone(chunk_size, network):
     masked = measure(params, spoil(batch, real, "nan"), mask=real)
     alone = measure(params, jax.tree.map(lambda x: x[real], batch))
     for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        # Four units of rounding of the terms, which cancel in some coordinates.
+        rounding = 4 * np.finfo(np.float32).eps * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=rounding)
 
 
 def test_unequal_groups_by_hand(rows):
