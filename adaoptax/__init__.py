@@ -4,80 +4,58 @@ Measure (`value_grad_and_stats`, `measure`), decide (`norm_test`, ..., `required
 the step (`adascale`, ...), act on the host (`GrowthPolicy`, `BatchLoader`).
 """
 
-from adaoptax import measure, prox
+from adaoptax import batch_tests, loop, measure, prox, scaling, schedules
 from adaoptax.batch_tests import (
-    AveragedGradientState,
-    BatchTestState,
-    ProximalTestState,
     augmented_inner_product_test,
-    averaged_gradient,
     coordinate_test,
     inner_product_test,
     norm_test,
-    optimal_split,
-    proximal_inner_product_test,
     proximal_test,
     required_batch_size,
-    split_tolerances,
 )
-from adaoptax.extra_args import bind_extra_args
+from adaoptax.extra_args import (
+    bind_extra_args,
+)
 from adaoptax.loop import (
-    AccumulatedStep,
     AdaptiveLoop,
     Batch,
     BatchLoader,
     GrowthPolicy,
     JsonLines,
-    Record,
     accumulate,
-    check_same_everywhere,
     data_process,
     global_batch,
     noise_windows,
     read_json_lines,
 )
-from adaoptax.measure.devices import stats_from_axis
-from adaoptax.measure.stacked import stats_from_groups
-from adaoptax.measure.value_grad_and_stats import value_grad_and_stats
-from adaoptax.measure.varying import vary
+from adaoptax.measure.devices import (
+    stats_from_axis,
+)
+from adaoptax.measure.stacked import (
+    stats_from_groups,
+)
+from adaoptax.measure.value_grad_and_stats import (
+    value_grad_and_stats,
+)
+from adaoptax.measure.varying import (
+    vary,
+)
 from adaoptax.noise_tracker import (
-    NoiseScaleEstimate,
-    TrackNoiseScaleState,
-    noise_scale_by_layer,
     noise_scale_estimate,
     track_noise_scale,
 )
-from adaoptax.observables import observables
+from adaoptax.observables import (
+    observables,
+)
 from adaoptax.scaling import (
-    AdamHyperparams,
-    AddDecayedWeightsWithBatchState,
-    AverageParamsState,
-    BatchScaledSchedule,
-    BatchScaledScheduleState,
-    LipschitzDescentState,
-    RuleEvidence,
-    ScaleByAdaGradNormState,
-    ScaleByAdamWithBatchState,
-    ScaleByAdaScaleState,
-    ScaleByBatchState,
-    SkipNonfiniteState,
     adadagrad,
     adadagrad_norm,
     adagrad_norm,
-    adam_hyperparams,
     adamw_with_batch,
     adascale,
-    adascale_gain,
-    add_decayed_weights_with_batch,
     average_params,
     averaged_params,
-    decay_of_half_life,
-    half_life_of_decay,
-    lipschitz_descent,
-    optimal_rate,
-    optimal_step_size,
     rules,
-    scale_by_adagrad_norm,
     scale_by_adam_with_batch,
     scale_by_adascale,
     scale_by_batch,
@@ -85,11 +63,6 @@ from adaoptax.scaling import (
 )
 from adaoptax.schedules import (
     BatchSizeSchedule,
-    ScaleByScheduleOverExamplesState,
-    SizesAndRate,
-    StagePenaltyState,
-    add_stage_penalty,
-    apply_stage_prox,
     over_examples,
     plan,
     scale_by_schedule_over_examples,
@@ -98,7 +71,6 @@ from adaoptax.schedules import (
 )
 from adaoptax.stats import (
     GradientStats,
-    measured,
     merge_stats,
     noise_scale,
     orthogonal_variance,
@@ -110,7 +82,6 @@ __version__ = "0.1.0"
 __all__ = [
     # Statistics
     "GradientStats",
-    "measured",
     "merge_stats",
     "noise_scale",
     "orthogonal_variance",
@@ -119,88 +90,53 @@ __all__ = [
     "measure",
     "stats_from_axis",
     "stats_from_groups",
-    "vary",
     "value_grad_and_stats",
+    "vary",
     # Deciding
-    "AveragedGradientState",
-    "BatchTestState",
-    "ProximalTestState",
     "augmented_inner_product_test",
-    "averaged_gradient",
+    "batch_tests",
     "coordinate_test",
     "inner_product_test",
     "norm_test",
-    "optimal_split",
-    "proximal_inner_product_test",
     "proximal_test",
     "required_batch_size",
-    "split_tolerances",
     # Adapting the step
-    "AdamHyperparams",
-    "AddDecayedWeightsWithBatchState",
-    "AverageParamsState",
-    "BatchScaledSchedule",
-    "BatchScaledScheduleState",
-    "LipschitzDescentState",
-    "RuleEvidence",
-    "ScaleByAdaGradNormState",
-    "ScaleByAdaScaleState",
-    "ScaleByAdamWithBatchState",
-    "ScaleByBatchState",
-    "ScaleByScheduleOverExamplesState",
-    "SkipNonfiniteState",
     "adadagrad",
     "adadagrad_norm",
     "adagrad_norm",
-    "adam_hyperparams",
     "adamw_with_batch",
     "adascale",
-    "adascale_gain",
-    "add_decayed_weights_with_batch",
     "average_params",
     "averaged_params",
-    "decay_of_half_life",
-    "half_life_of_decay",
-    "lipschitz_descent",
-    "optimal_rate",
-    "optimal_step_size",
     "prox",
     "rules",
-    "scale_by_adagrad_norm",
     "scale_by_adam_with_batch",
     "scale_by_adascale",
     "scale_by_batch",
-    "scale_by_schedule_over_examples",
+    "scaling",
     "skip_nonfinite",
     # Schedules over examples
     "BatchSizeSchedule",
-    "SizesAndRate",
-    "StagePenaltyState",
-    "add_stage_penalty",
-    "apply_stage_prox",
     "over_examples",
     "plan",
+    "scale_by_schedule_over_examples",
+    "schedules",
     "sebs",
     "seesaw",
     # Acting on the host
-    "AccumulatedStep",
     "AdaptiveLoop",
     "Batch",
     "BatchLoader",
     "GrowthPolicy",
     "accumulate",
-    "check_same_everywhere",
     "data_process",
     "global_batch",
-    "observables",
+    "loop",
     # Seeing what happened
     "JsonLines",
-    "NoiseScaleEstimate",
-    "Record",
-    "TrackNoiseScaleState",
-    "noise_scale_by_layer",
     "noise_scale_estimate",
     "noise_windows",
+    "observables",
     "read_json_lines",
     "track_noise_scale",
     # For trainers that pass nothing extra

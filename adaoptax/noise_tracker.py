@@ -22,8 +22,16 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.ratio_interval import check_level, ratio_interval
-from adaoptax.stats import GradientStats, check_stats, measured, require_coordinate_variance
+from adaoptax.stats import GradientStats, check_stats, is_measured, require_coordinate_variance
 from adaoptax.typing import Scalar
+
+__all__ = [
+    "NoiseScaleEstimate",
+    "TrackNoiseScaleState",
+    "noise_scale_by_layer",
+    "noise_scale_estimate",
+    "track_noise_scale",
+]
 
 NUM_BLOCKS = 32
 MIN_BLOCKS = 8  # a standard error from fewer is worth little
@@ -163,7 +171,7 @@ def track_noise_scale(
         count = state.noise_steps_undefined
         undefined = state._replace(noise_steps_undefined=optax.safe_increment(count))
         after = _tree.select(evident, added, undefined)
-        return updates, _tree.select(measured(stats), after, state)
+        return updates, _tree.select(is_measured(stats), after, state)
 
     update_fn.__qualname__ = "track_noise_scale.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,7 +9,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests import BatchTestState, required_batch_size
 from adaoptax.noise_tracker import TrackNoiseScaleState, noise_scale_estimate
 from adaoptax.scaling import ScaleByAdaScaleState
-from adaoptax.stats import GradientStats, measured, noise_scale, signal
+from adaoptax.stats import GradientStats, is_measured, noise_scale, signal
 
 
 def observables(
@@ -52,7 +52,7 @@ def observables(
     seen = {
         "loss": loss,
         "num_groups": stats.num_groups,
-        "measured": measured(stats),
+        "measured": is_measured(stats),
         "sq_norm": stats.sq_norm,
         "variance": stats.variance,
         "signal": signal(stats),

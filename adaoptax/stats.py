@@ -17,6 +17,15 @@ from adaoptax import _tree
 from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 
+__all__ = [
+    "GradientStats",
+    "is_measured",
+    "merge_stats",
+    "noise_scale",
+    "orthogonal_variance",
+    "signal",
+]
+
 
 class GradientStats(NamedTuple):
     r"""What one gradient evaluation tells about noise and signal.
@@ -148,7 +157,7 @@ def orthogonal_variance(stats: GradientStats) -> jax.Array:
     return jnp.maximum(stats.variance - along, 0)
 
 
-def measured(stats: GradientStats) -> jax.Array:
+def is_measured(stats: GradientStats) -> jax.Array:
     """Whether noise was to be measured at this step, as `measure.every` chooses steps.
 
     Args:
@@ -161,8 +170,10 @@ def measured(stats: GradientStats) -> jax.Array:
     Examples:
         >>> import adaoptax, jax.numpy as jnp
         >>> grads, stats = adaoptax.stats_from_groups(jnp.eye(4), group_size=8)
-        >>> bool(adaoptax.measured(stats)), bool(adaoptax.measured(stats._replace(num_groups=0)))
-        (True, False)
+        >>> bool(adaoptax.stats.is_measured(stats))
+        True
+        >>> bool(adaoptax.stats.is_measured(stats._replace(num_groups=0)))
+        False
     """
     return (stats.num_groups > 0) | ~(stats.num_examples > 0)
 
@@ -185,8 +196,8 @@ def merge_stats(
 
     Equal to the pooled computation on all groups of both, in any order of merging. Parts of one
     group are welcome: their undefined variance counts as no scatter; beside a measured part, one
-    that was not `measured` is one group. For masks of 0 and 1 only: effective numbers of examples
-    under fractional weights do not add up.
+    that was not measured (`is_measured`) is one group. For masks of 0 and 1 only: effective numbers
+    of examples under fractional weights do not add up.
 
     Args:
         grads_a: Mean gradient of the first batch.
@@ -243,7 +254,7 @@ def merge_stats(
 
 def _groups_beside(stats: GradientStats, other: GradientStats) -> jax.Array:
     """The groups of one part; one for a gradient without noise that meets a measured one."""
-    return jnp.where(~measured(stats) & (other.num_groups > 0), 1, stats.num_groups)
+    return jnp.where(~is_measured(stats) & (other.num_groups > 0), 1, stats.num_groups)
 
 
 def _scatter(variance: jax.Array, stats: GradientStats) -> jax.Array:

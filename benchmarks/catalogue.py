@@ -45,17 +45,17 @@ _STAGES = "0:4 1K:8"
 
 
 def _averaged_norm_test(**kwargs: Any) -> Any:
-    return adaoptax.averaged_gradient(adaoptax.norm_test(0.5), **kwargs)
+    return adaoptax.batch_tests.averaged_gradient(adaoptax.norm_test(0.5), **kwargs)
 
 
 def _searched_step(**kwargs: Any) -> Any:
-    tx = adaoptax.lipschitz_descent(**kwargs)
+    tx = adaoptax.scaling.lipschitz_descent(**kwargs)
     value_fn = lambda params: 0.5 * jnp.sum(params["w"] ** 2)
     return adaoptax.bind_extra_args(tx, value=jnp.float32(5.0), value_fn=value_fn)
 
 
 def _along_the_step(**kwargs: Any) -> Any:
-    tx = adaoptax.proximal_inner_product_test(**kwargs)
+    tx = adaoptax.batch_tests.proximal_inner_product_test(**kwargs)
     return adaoptax.bind_extra_args(tx, variance_fn=lambda step: jnp.sum(step["w"] ** 2))
 
 
@@ -63,11 +63,11 @@ TESTS = [
     Method(adaoptax.norm_test, {"eta": 0.5}),
     Method(adaoptax.inner_product_test, {"theta": 0.9}),
     Method(adaoptax.augmented_inner_product_test, {"theta": 0.9, "nu": 0.5}),
-    Method(adaoptax.optimal_split, {"epsilon": 0.5}),
+    Method(adaoptax.batch_tests.optimal_split, {"epsilon": 0.5}),
     Method(adaoptax.coordinate_test, {"eta": 0.5}),
     Method(adaoptax.proximal_test, {"theta": 0.5}),
-    Method(adaoptax.proximal_inner_product_test, {"theta": 0.5}, _along_the_step),
-    Method(adaoptax.averaged_gradient, {"window": 10}, _averaged_norm_test),
+    Method(adaoptax.batch_tests.proximal_inner_product_test, {"theta": 0.5}, _along_the_step),
+    Method(adaoptax.batch_tests.averaged_gradient, {"window": 10}, _averaged_norm_test),
 ]
 STEPS = [
     Method(adaoptax.scale_by_adascale, _BASE),
@@ -82,15 +82,15 @@ STEPS = [
     Method(adaoptax.rules.surge_exact),
     Method(adaoptax.scale_by_adam_with_batch, _BASE),
     Method(adaoptax.adamw_with_batch, _BASE | _RATE),
-    Method(adaoptax.add_decayed_weights_with_batch, _BASE | {"weight_decay": 0.1}),
+    Method(adaoptax.scaling.add_decayed_weights_with_batch, _BASE | {"weight_decay": 0.1}),
     Method(adaoptax.average_params, {"half_life": 100.0}),
-    Method(adaoptax.scale_by_adagrad_norm, {"eps": 0.0}),
+    Method(adaoptax.scaling.scale_by_adagrad_norm, {"eps": 0.0}),
     Method(adaoptax.adagrad_norm, _RATE),
     Method(adaoptax.adadagrad_norm, _RATE),
     Method(adaoptax.adadagrad, _RATE),
     Method(adaoptax.prox.proximal_gradient, _RATE | {"prox": adaoptax.prox.l1(0.01)}),
-    Method(adaoptax.lipschitz_descent, {"initial_lipschitz": 1.0}, _searched_step),
-    Method(adaoptax.optimal_step_size),
+    Method(adaoptax.scaling.lipschitz_descent, {"initial_lipschitz": 1.0}, _searched_step),
+    Method(adaoptax.scaling.optimal_step_size),
     Method(adaoptax.skip_nonfinite, {"inner": optax.identity()}),
 ]
 SCHEDULES = [
@@ -99,8 +99,8 @@ SCHEDULES = [
     Method(adaoptax.scale_by_schedule_over_examples, {"schedule": optax.constant_schedule(0.1)}),
     Method(adaoptax.seesaw),
     Method(adaoptax.sebs),
-    Method(adaoptax.add_stage_penalty, {"batch_sizes": _STAGES, "gamma": 5.0}),
-    Method(adaoptax.apply_stage_prox, _RATE | {"batch_sizes": _STAGES, "gamma": 5.0}),
+    Method(adaoptax.schedules.add_stage_penalty, {"batch_sizes": _STAGES, "gamma": 5.0}),
+    Method(adaoptax.schedules.apply_stage_prox, _RATE | {"batch_sizes": _STAGES, "gamma": 5.0}),
 ]
 INSTRUMENTS = [
     Method(adaoptax.noise_scale),
@@ -108,7 +108,7 @@ INSTRUMENTS = [
     Method(adaoptax.noise_windows),
     Method(adaoptax.signal),
     Method(adaoptax.orthogonal_variance),
-    Method(adaoptax.adascale_gain),
+    Method(adaoptax.scaling.adascale_gain),
 ]
 SECTIONS = {
     "Tests: which batch size does this step require?": TESTS,

@@ -158,10 +158,10 @@ METHODS: dict[str, Callable[[Setting], Contender]] = {
     "augmented_inner_product_test": adaptive(
         adaoptax.augmented_inner_product_test(0.5, 0.6, decay=0.9), "inner"
     ),
-    "optimal_split": adaptive(adaoptax.optimal_split(0.8, decay=0.9), "inner"),
+    "optimal_split": adaptive(adaoptax.batch_tests.optimal_split(0.8, decay=0.9), "inner"),
     "coordinate_test": adaptive(adaoptax.coordinate_test(2.0, decay=0.9), "coordinate"),
     "averaged_gradient, plug-in": adaptive(
-        adaoptax.averaged_gradient(adaoptax.norm_test(0.8, signal="plug-in"))
+        adaoptax.batch_tests.averaged_gradient(adaoptax.norm_test(0.8, signal="plug-in"))
     ),
     "adadagrad_norm": lambda s: Contender(
         adaoptax.adadagrad_norm(s.distance, eta=0.8, decay=0.9), ADAPTIVE

@@ -123,7 +123,7 @@ def make_optimizer(options: argparse.Namespace, num_examples: int) -> optax.Grad
 
 def train(
     options: argparse.Namespace, make_trainer: MakeTrainer, seed: int, adaptive: bool
-) -> tuple[list[adaoptax.Record], dict[str, Any]]:
+) -> tuple[list[adaoptax.loop.Record], dict[str, Any]]:
     """One run; returns its records and its summary."""
     x_train, x_test, y_train, y_test = digits(seed)
     num_examples = options.epochs * len(x_train)
@@ -149,7 +149,7 @@ def train(
     share_right = jax.jit(lambda scores, labels: (scores.argmax(-1) == labels).mean())
     accuracy = lambda: share_right(trainer.predict(x_test), y_test)
 
-    records: list[adaoptax.Record] = []
+    records: list[adaoptax.loop.Record] = []
     bar = ProgressBar(
         num_examples, desc=f"seed {seed}, {'adaptive' if adaptive else 'fixed'} batch"
     )

@@ -140,13 +140,13 @@ def train(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
         multiple_of=options.micro_batch_size,
         patience=2,
     )
-    records: list[adaoptax.Record] = []  # of process 0
+    records: list[adaoptax.loop.Record] = []  # of process 0
     callbacks: list[Any] = [records.append, ProgressBar(examples)]
     started = time.perf_counter()
     with adaoptax.AdaptiveLoop(loader, policy, callbacks=callbacks) as loop:
         for batch in loop:
             loop.observe(trainer.step(batch, loader.num_rows))
-    adaoptax.check_same_everywhere(batch_size=loader.batch_size, examples=loader.examples_seen)
+    adaoptax.loop.check_same_everywhere(batch_size=loader.batch_size, examples=loader.examples_seen)
     return records, {
         "processes": jax.process_count(),
         "devices": jax.device_count(),

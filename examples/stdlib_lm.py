@@ -207,7 +207,7 @@ def train(
         multiple_of=options.micro_batch_size,
         patience=2,
     )
-    records: list[adaoptax.Record] = []  # of process 0
+    records: list[adaoptax.loop.Record] = []  # of process 0
     callbacks: list[Any] = [records.append, ProgressBar(options.examples)]
     next_validation = 0
     started = time.perf_counter()

@@ -194,9 +194,9 @@ def check_refusals() -> None:
         adaoptax.global_batch(whole, sharding, 8)
 
     with jax.transfer_guard("disallow"):
-        adaoptax.check_same_everywhere(batch_size=8, examples_seen=2**40)
+        adaoptax.loop.check_same_everywhere(batch_size=8, examples_seen=2**40)
     with pytest.raises(ValueError, match=r"Expected batch_size to be the same .* got \[8, 9\]"):
-        adaoptax.check_same_everywhere(examples_seen=1, batch_size=8 + index)
+        adaoptax.loop.check_same_everywhere(examples_seen=1, batch_size=8 + index)
 
 
 def main(path: pathlib.Path) -> None:

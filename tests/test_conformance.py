@@ -185,7 +185,9 @@ TRANSFORMATIONS.update(
             {"prox": prox.l1(1e-4), "learning_rate": 0.1, "theta": 0.5},
             optimizes=True,
         ),
-        "scale_by_adagrad_norm": Entry(adaoptax.scale_by_adagrad_norm, {}, needs_stats=False),
+        "scale_by_adagrad_norm": Entry(
+            adaoptax.scaling.scale_by_adagrad_norm, {}, needs_stats=False
+        ),
         "adagrad_norm": Entry(
             adaoptax.adagrad_norm, {"learning_rate": 1.0}, needs_stats=False, optimizes=True
         ),
@@ -366,15 +368,15 @@ def test_dropped_stats_are_a_type_error(name):
 
 # What a step without statistics must leave as it was: all of a test, what AdaScale knows.
 HELD: dict[type, tuple[str, ...]] = {
-    adaoptax.BatchTestState: adaoptax.BatchTestState._fields,
-    adaoptax.ScaleByAdaScaleState: (
+    adaoptax.batch_tests.BatchTestState: adaoptax.batch_tests.BatchTestState._fields,
+    adaoptax.scaling.ScaleByAdaScaleState: (
         "gain_averages",
         "gain_samples",
         "gain_undefined",
         "steps_undefined",
         "steps_skipped",
     ),
-    adaoptax.SkipNonfiniteState: ("nonfinite_skipped",),
+    adaoptax.scaling.SkipNonfiniteState: ("nonfinite_skipped",),
     TrackNoiseScaleState: TrackNoiseScaleState._fields,
     LipschitzDescentState: ("searches_failed", "steps_skipped"),
     scaling.RuleEvidence: ("rule_averages", "rule_samples", "factor_undefined"),

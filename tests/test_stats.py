@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from adaoptax import (
     GradientStats,
-    measured,
     merge_stats,
     noise_scale,
     orthogonal_variance,
     signal,
     stats_from_groups,
 )
+from adaoptax.stats import is_measured
 
 pytestmark = pytest.mark.sampled
 
@@ -230,7 +230,7 @@ def test_two_batches_of_padding_only_stay_undefined():
 @pytest.mark.parametrize("groups", [0.0, 1.0, 4.0])
 def test_measured_says_whether_noise_was_asked_for(examples, groups):
     """No groups of some examples: not asked. One group, or no examples: asked and undefined."""
-    assert bool(measured(make_stats(examples, groups))) == (groups > 0 or examples == 0)
+    assert bool(is_measured(make_stats(examples, groups))) == (groups > 0 or examples == 0)
 
 
 def not_measured(h, size):
@@ -251,7 +251,7 @@ def test_gradients_without_noise_stay_without():
     h = np.random.default_rng(5).normal(1, 2, (2, 3)).astype(np.float32)
     grads, stats = merge(not_measured(h[0], 2), not_measured(h[1], 6))
     np.testing.assert_allclose(grads, (h[0] + 3 * h[1]) / 4, rtol=1e-6)
-    assert not measured(stats)
+    assert not is_measured(stats)
     assert (float(stats.num_examples), float(stats.num_groups)) == (8, 0)
     assert math.isnan(float(stats.variance))
     for derived in (signal, noise_scale):

@@ -61,4 +61,4 @@ def by_hand(params: Params, batch: dict[str, jax.Array], share: float) -> Scalar
     schedule = adaoptax.BatchSizeSchedule([(0, 32), (1000, 64)])
     assert_type(schedule(500), int)
     adaoptax.norm_test(eta="half")  # type: ignore[arg-type]  # what Any would let pass
-    return adaoptax.half_life_of_decay(share, np.float32(32))
+    return adaoptax.scaling.half_life_of_decay(share, np.float32(32))

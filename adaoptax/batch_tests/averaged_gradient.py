@@ -9,7 +9,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests.framework import AveragedGradient, BatchTestState
-from adaoptax.stats import GradientStats, check_stats, measured
+from adaoptax.stats import GradientStats, check_stats, is_measured
 from adaoptax.typing import Scalar
 
 
@@ -125,7 +125,7 @@ def averaged_gradient(
         total, count = add_gradient(updates, state, stats)
         mean_sq_norm = _tree.sq_norm(total) / jnp.maximum(count, 1) ** 2
         noisy = mean_sq_norm < gamma**2 * stats.sq_norm
-        full = (count >= window) & measured(stats)
+        full = (count >= window) & is_measured(stats)
         average = AveragedGradient(full & noisy, mean_sq_norm, count)
         updates, tested = test.update(
             updates, state.test, params, stats=stats, averaged=average, **extra_args

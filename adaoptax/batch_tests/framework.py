@@ -14,7 +14,7 @@ import optax
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages, debiased, init_averages, update_averages
-from adaoptax.stats import GradientStats, check_stats, measured, ratio, signal
+from adaoptax.stats import GradientStats, check_stats, is_measured, ratio, signal
 
 SIGNALS = ("debiased", "plug-in")
 
@@ -148,7 +148,7 @@ def batch_test(
             wait = lambda: state._replace(tested=jnp.zeros_like(state.tested))
             state_after = jax.lax.cond(state.steps_seen % interval == 0, run, wait)
         state_after = state_after._replace(steps_seen=optax.safe_increment(state.steps_seen))
-        return updates, _tree.select(measured(stats), state_after, state)
+        return updates, _tree.select(is_measured(stats), state_after, state)
 
     update_fn.__qualname__ = f"{formula.name}.update"  # what a missing `stats` is reported under
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -166,7 +166,7 @@ def check_same_everywhere(**numbers: int) -> None:
     Examples:
         >>> import adaoptax, numpy as np
         >>> loader = adaoptax.BatchLoader(np.arange(100), batch_size=8)
-        >>> adaoptax.check_same_everywhere(
+        >>> adaoptax.loop.check_same_everywhere(
         ...     batch_size=loader.resize(16), examples_seen=loader.examples_seen)
     """
     for name, number in numbers.items():

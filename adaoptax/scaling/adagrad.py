@@ -45,7 +45,7 @@ def scale_by_adagrad_norm(
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
-        >>> tx = adaoptax.scale_by_adagrad_norm(initial_accumulator_value=0.0, eps=0.0)
+        >>> tx = adaoptax.scaling.scale_by_adagrad_norm(initial_accumulator_value=0.0, eps=0.0)
         >>> grads = jnp.array([3.0, 4.0])
         >>> updates, state = tx.update(grads, tx.init(grads))
         >>> [round(float(u), 3) for u in updates], float(state.sq_norm_sum)

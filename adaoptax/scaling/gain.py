@@ -111,7 +111,7 @@ def adascale_gain(base_variance: ArrayLike, signal: ArrayLike, scale: ArrayLike)
 
     Examples:
         >>> import adaoptax
-        >>> float(adaoptax.adascale_gain(base_variance=4.0, signal=1.0, scale=16.0))
+        >>> float(adaoptax.scaling.adascale_gain(base_variance=4.0, signal=1.0, scale=16.0))
         4.0
 
     References:

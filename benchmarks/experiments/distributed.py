@@ -240,7 +240,7 @@ def _driven(case: Case, seed: int) -> Outcome:
     sizes = [size for size in SIZES if size <= int(case["max"])]
     rows = jax.tree.map(lambda x: x[:ROWS], problem.data)
     loader = adaoptax.BatchLoader(rows, sizes[0], max_batch_size=sizes[-1], seed=seed)
-    records: list[adaoptax.Record] = []
+    records: list[adaoptax.loop.Record] = []
     policy = adaoptax.GrowthPolicy(sizes[0], sizes[-1], multiple_of=sizes[0], sizes=sizes)
     loop = adaoptax.AdaptiveLoop(loader, policy, callbacks=[records.append])
     replicated, sharded = (NamedSharding(_mesh(), spec) for spec in (P(), P("data")))

@@ -12,8 +12,9 @@ import pytest
 from numpy_reference import assert_measured, flat, mlp, mlp_loss, reference, rows_by_jax
 
 import adaoptax
-from adaoptax import measured, value_grad_and_stats
+from adaoptax import value_grad_and_stats
 from adaoptax.measure import every, groups, inner_products, per_example
+from adaoptax.stats import is_measured
 
 pytestmark = pytest.mark.sampled
 
@@ -34,7 +35,7 @@ def network():
 
 def assert_unmeasured(stats, expected):
     """No noise; the examples and the norm of the gradient as ever."""
-    assert not measured(stats)
+    assert not is_measured(stats)
     assert float(stats.num_groups) == 0
     np.testing.assert_allclose(stats.num_examples, expected.num_examples, rtol=1e-6)
     np.testing.assert_allclose(stats.sq_norm, expected.sq_norm, rtol=1e-5)
@@ -80,7 +81,7 @@ def test_a_step_between_is_a_plain_one(method, static, network):
     fn = jax.jit(fn, static_argnames="due" if static else ())
     due, rest = fn(params, batch, due=True), fn(params, batch, due=False)
     assert_plain(rest, reference(rows, ROWS))
-    assert measured(due[2])
+    assert is_measured(due[2])
     assert kinds(rest) == kinds(due)
 
 
@@ -112,7 +113,7 @@ def test_padding_only(network):
     assert np.isnan(loss)
     np.testing.assert_array_equal(flat(grads), 0)
     assert float(stats.num_examples) == 0
-    assert measured(stats)  # an empty batch is undefined, and counted as such
+    assert is_measured(stats)  # an empty batch is undefined, and counted as such
 
 
 @pytest.mark.parametrize("mask", [None, np.arange(ROWS) < 6], ids=["whole", "masked"])
@@ -188,7 +189,7 @@ def test_branches(loss_fn, arguments):
     got = jax.jit(fn)(*arguments, due=False)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(flat(got[1]), flat(expected[1]), rtol=1e-5, atol=1e-7)
-    assert not measured(got[2])
+    assert not is_measured(got[2])
 
 
 def test_convolutions_in_a_branch_have_the_order_that_is_fast_there():
@@ -323,7 +324,7 @@ def test_due_is_required(network):
 
 def test_other_methods_measure_at_every_step(network):
     fn = value_grad_and_stats(mlp_loss, groups(2))
-    assert measured(fn(*network[:2], due=False)[2])
+    assert is_measured(fn(*network[:2], due=False)[2])
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5])

@@ -22,8 +22,9 @@ from device_problem import (
 )
 from jax.sharding import PartitionSpec as P
 
-from adaoptax import measured, value_grad_and_stats
+from adaoptax import value_grad_and_stats
 from adaoptax.measure import devices, every, fsdp, gather, groups, inner_products
+from adaoptax.stats import is_measured
 
 pytestmark = pytest.mark.sampled
 
@@ -43,7 +44,7 @@ def test_on_a_mesh_under_jit(kind, due, static):
     _, grads, stats = fn(*put(mesh_of((8,), kind)), due=due)
     np.testing.assert_allclose(flat(grads), whole_batch(), rtol=1e-5, atol=1e-6)
     assert (float(stats.num_groups), float(stats.num_examples)) == (8 * due, 64)
-    assert measured(stats) == due
+    assert is_measured(stats) == due
     assert np.isnan(stats.variance) == (not due)
 
 
@@ -103,4 +104,4 @@ def test_fully_sharded():
     _, grads, stats = jax.jit(step)(*put(mesh, specs))
     np.testing.assert_allclose(flat(grads), whole_batch(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stats.sq_norm, whole_batch() @ whole_batch(), rtol=1e-5)
-    assert not measured(stats)
+    assert not is_measured(stats)

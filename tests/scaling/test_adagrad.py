@@ -26,7 +26,7 @@ def as_jax(tree: Any, dtype: Any = jnp.float32) -> Any:
 @pytest.mark.parametrize("jit", [False, True])
 def test_equals_a_numpy_loop(start, eps, jit):
     steps = gradients(0)
-    tx = adaoptax.scale_by_adagrad_norm(start, eps)
+    tx = adaoptax.scaling.scale_by_adagrad_norm(start, eps)
     update = jax.jit(tx.update) if jit else tx.update
     state, total = tx.init(as_jax(steps[0])), start
     for grads in steps:
@@ -40,7 +40,7 @@ def test_equals_a_numpy_loop(start, eps, jit):
 @pytest.mark.usefixtures("float64")
 def test_equals_a_numpy_loop_in_float64():
     steps = gradients(1)
-    tx = adaoptax.scale_by_adagrad_norm()
+    tx = adaoptax.scaling.scale_by_adagrad_norm()
     state, total = tx.init(as_jax(steps[0], jnp.float64)), 0.1
     for grads in steps:
         total += sum((g**2).sum() for g in grads.values())
@@ -67,7 +67,7 @@ def test_schedule_counts_steps():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_nonfinite_gradient_gives_a_zero_update_and_is_forgotten(bad):
-    tx = adaoptax.scale_by_adagrad_norm()
+    tx = adaoptax.scaling.scale_by_adagrad_norm()
     good = jnp.array([1.0, 2.0])
     _, before = tx.update(good, tx.init(good))
     updates, after = tx.update(jnp.array([1.0, bad]), before)
@@ -78,7 +78,7 @@ def test_a_nonfinite_gradient_gives_a_zero_update_and_is_forgotten(bad):
 
 @pytest.mark.parametrize("start", [0.0, 0.1])
 def test_zero_gradient_gives_a_zero_update(start):
-    tx = adaoptax.scale_by_adagrad_norm(start, 0.0)
+    tx = adaoptax.scaling.scale_by_adagrad_norm(start, 0.0)
     updates, state = tx.update(jnp.zeros(3), tx.init(jnp.zeros(3)))
     np.testing.assert_array_equal(updates, np.zeros(3))
     assert float(state.sq_norm_sum) == pytest.approx(start)
@@ -86,7 +86,7 @@ def test_zero_gradient_gives_a_zero_update(start):
 
 def test_float16_norms_do_not_overflow():
     g = jnp.full(1000, 300.0, jnp.float16)  # the sum of squares is 9e7, float16 ends at 65504
-    tx = adaoptax.scale_by_adagrad_norm(0.0, 0.0)
+    tx = adaoptax.scaling.scale_by_adagrad_norm(0.0, 0.0)
     updates, state = tx.update(g, tx.init(g))
     assert state.sq_norm_sum.dtype == jnp.float32
     assert float(state.sq_norm_sum) == pytest.approx(9e7, rel=1e-6)
@@ -163,7 +163,7 @@ def test_pairs_survive_a_nonfinite_gradient(name, bad, numpy_stats):
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("initial_accumulator_value", lambda bad: adaoptax.scale_by_adagrad_norm(bad)),
+        ("initial_accumulator_value", lambda bad: adaoptax.scaling.scale_by_adagrad_norm(bad)),
         ("initial_accumulator_value", lambda bad: adaoptax.adagrad_norm(0.1, bad)),
         ("initial_accumulator_value", lambda bad: adaoptax.adadagrad_norm(0.1, 0.5, bad)),
         ("eps", lambda bad: adaoptax.adagrad_norm(0.1, eps=bad)),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 import adaoptax
-from adaoptax import adascale_gain
+from adaoptax.scaling import adascale_gain
 
 pytestmark = pytest.mark.sampled
 
