@@ -34,8 +34,7 @@ class GradientStats(NamedTuple):
     a few bytes, needs no sharding and passes through every Optax wrapper.
 
     Attributes:
-        num_examples: :math:`B`, the examples that the gradient averages. Padding never counts;
-            with fractional weights it is the effective number :math:`(\sum w)^2 / \sum w^2`.
+        num_examples: :math:`B`, the examples that the gradient averages. Padding never counts.
         num_groups: :math:`n`; the estimate has :math:`n - 1` degrees of freedom. Zero says that
             noise was **not measured** at this step (`measure.every`): all that decides holds its
             state, and counts nothing.
@@ -196,8 +195,7 @@ def merge_stats(
 
     Equal to the pooled computation on all groups of both, in any order of merging. Parts of one
     group are welcome: their undefined variance counts as no scatter; beside a measured part, one
-    that was not measured (`is_measured`) is one group. For masks of 0 and 1 only: effective numbers
-    of examples under fractional weights do not add up.
+    that was not measured (`is_measured`) is one group.
 
     Args:
         grads_a: Mean gradient of the first batch.

@@ -56,7 +56,7 @@ def proximal_inner_product_test(
         An `optax.GradientTransformationExtraArgs` with states as in `proximal_test`; `update`
         requires ``stats=`` and ``variance_fn=``, a function of a direction that returns the
         variance of the per-example inner products with it: the step is known only when the chain
-        has formed it. `measure.variance_along` is such a function (one jvp).
+        has formed it. `measure.per_example_moments` with a direction has it (one jvp).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,15 +64,16 @@ def proximal_inner_product_test(
     Examples:
         >>> import adaoptax, jax, jax.numpy as jnp, optax
         >>> from adaoptax.batch_tests import proximal_inner_product_test
-        >>> from adaoptax.measure import variance_along
         >>> loss_fn, w = lambda w, x: (x @ w).mean(), jnp.zeros(2)
+        >>> moments_of = adaoptax.measure.per_example_moments(loss_fn, ("inner",))
         >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> def variance_fn(direction):
+        ...     return moments_of(w, rows, direction=direction)[2].inner_product_variance
         >>> grads, stats = adaoptax.stats_from_groups(rows, group_size=1)
         >>> tx = optax.chain(optax.sgd(0.5), proximal_inner_product_test(
         ...     0.1, learning_rate=0.5, signal="plug-in"))
         >>> updates, state = tx.update(
-        ...     grads, tx.init(w), w, stats=stats,
-        ...     variance_fn=lambda direction: variance_along(loss_fn, w, rows, direction))
+        ...     grads, tx.init(w), w, stats=stats, variance_fn=variance_fn)
         >>> round(float(adaoptax.required_batch_size(state)), 2)
         16.67
 

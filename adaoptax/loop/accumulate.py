@@ -11,7 +11,7 @@ from adaoptax.loop.accumulated_step import AccumulatedStep, HostDrivenStep, Whol
 from adaoptax.loop.capacities import capacities, checked_max
 from adaoptax.loop.micro_batches import MicroBatches
 from adaoptax.loop.step_programs import StepPrograms
-from adaoptax.measure.loss import Method, make_loss
+from adaoptax.measure.loss import Method, describe_loss
 from adaoptax.measure.micro_steps import micro_steps
 
 
@@ -24,6 +24,9 @@ def accumulate(
     how: Literal["padded", "ladder", "host"] = "padded",
     method: Method | None = None,
     statistics: tuple[str, ...] = ("norm",),
+    loss_kind: str = "separable",
+    batch_argnums: int | Sequence[int] = 1,
+    weights_of: Callable[..., Any] | None = None,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
     params_of: Callable[[Any], Any] | None = None,
@@ -59,6 +62,10 @@ def accumulate(
             group, so that noise is measured from two micro-batches on; ``measure.exact()`` has a
             variance from two examples on.
         statistics: What to measure where `method` is None, see `measure.micro_steps`.
+        loss_kind: As for `value_grad_and_stats`.
+        batch_argnums: As for `value_grad_and_stats`. With several, the batches of the loader are
+            tuples of as many parts, in this order.
+        weights_of: As for `value_grad_and_stats`.
         has_aux: As for `value_grad_and_stats`.
         key_argnums: As for `value_grad_and_stats`. Micro-batch i gets ``fold_in(key, i)``; hand the
             step a new key every time.
@@ -116,10 +123,15 @@ def accumulate(
         rows = (largest,) if how == "padded" else capacities(micro, largest)
     micro_batches = MicroBatches(micro, rows, sharding)
     micro_batches.check_sharding()
-    steps = micro_steps(
-        loss_fn, method, statistics=statistics, has_aux=has_aux, key_argnums=key_argnums
-    )
-    loss = make_loss(loss_fn, has_aux, key_argnums)
+    description: dict[str, Any] = {
+        "loss_kind": loss_kind,
+        "batch_argnums": batch_argnums,
+        "weights_of": weights_of,
+        "has_aux": has_aux,
+        "key_argnums": key_argnums,
+    }
+    loss = describe_loss(loss_fn, **description)
+    steps = micro_steps(loss_fn, method, statistics, **description)
     everywhere = None if sharding is None else NamedSharding(sharding.mesh, P())
     find = params_of or _first
 

@@ -57,7 +57,7 @@ class StepPrograms:
         if self.preconditioner_of is not None:
             # New arrays, also of one that the state holds: sums are given away, the state is not.
             metric = as_metric(self.preconditioner_of(state), params)
-        parts = self.steps.init(params, micro_batch, *args)
+        parts = self.steps.init(params, *self.loss.join(micro_batch, args))
         return self._in_place(Accumulation(parts, jnp.zeros([], jnp.int32), metric))
 
     def add(
@@ -65,10 +65,10 @@ class StepPrograms:
     ) -> tuple[Accumulation, jax.Array]:
         """One more micro-batch, whose mask may be None; and a number that says when it is done."""
         fold = lambda key: jax.random.fold_in(key, so_far.number)
-        keys = self.loss.map_keys(fold, args)
+        inputs = self.loss.join(batch.data, self.loss.map_keys(fold, args))
         metric, number = so_far.preconditioner, so_far.number + 1
         parts = self.steps.add(
-            so_far.parts, params, batch.data, *keys, mask=batch.mask, preconditioner=metric
+            so_far.parts, params, *inputs, mask=batch.mask, preconditioner=metric
         )
         return self._in_place(Accumulation(parts, number, metric)), number
 

@@ -1,25 +1,27 @@
 """Ways of measuring: loss → (loss, gradient, `GradientStats`), one file a way."""
 
 from adaoptax.measure.devices import devices
-from adaoptax.measure.directional import directional, leave_one_out
 from adaoptax.measure.equations import UnknownEquationError
 from adaoptax.measure.every import every
-from adaoptax.measure.exact import exact, explain, per_example_moments
+from adaoptax.measure.exact import PerExampleMoments, exact, explain, per_example_moments
 from adaoptax.measure.fsdp import fsdp, gather
 from adaoptax.measure.groups import groups
 from adaoptax.measure.inner_products import inner_products
+from adaoptax.measure.loss import Loss, Method
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState, micro_steps
 from adaoptax.measure.per_example import per_example
 from adaoptax.measure.preconditioner import adam_preconditioner
-from adaoptax.measure.variance_along import variance_along
+from adaoptax.measure.row_products import leave_one_out
 
 __all__ = [
+    "Loss",
+    "Method",
     "MicroSteps",
     "MicroStepsState",
+    "PerExampleMoments",
     "UnknownEquationError",
     "adam_preconditioner",
     "devices",
-    "directional",
     "every",
     "exact",
     "explain",
@@ -31,5 +33,4 @@ __all__ = [
     "micro_steps",
     "per_example",
     "per_example_moments",
-    "variance_along",
 ]

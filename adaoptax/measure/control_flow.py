@@ -12,14 +12,13 @@ Two exceptions are the caller's to state: groups that lie on different devices r
 (`shards`), and a batch that does not fit on the device or has no largest size takes `micro_steps`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.convolutions import count_convolutions
-from adaoptax.measure.loss import make_loss
+from adaoptax.measure.loss import Loss
 from adaoptax.measure.shards import shards_of
 
 
@@ -36,14 +35,7 @@ class Loop(NamedTuple):
 
 
 def loop_of_groups(
-    loss_fn: Callable[..., Any],
-    params: ArrayTree,
-    batch: ArrayTree,
-    *args: Any,
-    n: int,
-    shards: int | None = None,
-    has_aux: bool = False,
-    key_argnums: int | Sequence[int] = (),
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, n: int, shards: int | None = None
 ) -> Loop:
     """How ``groups(n, shards=shards)`` runs for these arguments; nothing is computed."""
     shards = shards or shards_of(batch, params, n)
@@ -55,7 +47,6 @@ def loop_of_groups(
     else:
         kind = "vmap of scan"
         reason = f"{shards} shards side by side, in each {each} groups one after another"
-    loss = make_loss(loss_fn, has_aux, key_argnums)
     gradient = jax.grad(lambda p, b: loss(p, b, args)[0])
     convolutions = count_convolutions(gradient, params, batch)
     if convolutions:

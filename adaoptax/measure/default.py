@@ -4,12 +4,14 @@
 | --------------------------------------- | ----------- | ------------------------ |
 | masked                                  | `groups(n)` | padding is skipped       |
 | on a mesh of several devices            | `groups(n)` | a group a device is free |
-| of a loss that mixes examples           | `groups(n)` | there is nothing else    |
+| of a loss of kind ``"ghost"``           | `groups(n)` | it has no examples       |
 | of a loss for which `exact` is cheap    | `exact()`   | B − 1 degrees of freedom |
 | otherwise                               | `groups(n)` | memory of one group      |
 
 with the largest n ≤ 8 that divides the batch. `exact` is cheap if its work is at most a tenth of
-the gradient's, and its memory at most that of the parameters or 64 MiB.
+the gradient's, and its memory at most that of the parameters or 64 MiB. A loss of kind
+``"separable"`` that is seen not to be is refused, whichever method would be taken: the mean of
+what its groups return is another function.
 """
 
 import math
@@ -38,8 +40,11 @@ def default_method(
     num_rows = count_rows(batch)
     divisors = [n for n in range(2, 9) if num_rows % n == 0]
     manual = any(varying_axes(leaf) for leaf in jax.tree.leaves(batch))
+    if num_rows > 1 and not manual and loss.kind == "separable":
+        check_separable(loss, params, batch, args)
     one_device = not manual and shards_of(batch, params, math.gcd(num_rows, 2**20)) == 1
-    if mask is None and one_device and num_rows > 1 and _exact_is_cheap(loss, params, batch, args):
+    has_examples = num_rows > 1 and loss.kind != "ghost"
+    if mask is None and one_device and has_examples and _exact_is_cheap(loss, params, batch, args):
         return exact()
     if not divisors:
         raise ValueError(
@@ -50,13 +55,12 @@ def default_method(
 
 
 def _exact_is_cheap(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> bool:
+    # In a metric exact takes the variance coordinate by coordinate.
+    wanted = "norm" if loss.metric is None else "coordinate"
     try:
-        check_separable(loss, params, batch, args)
-        # In a metric exact takes the variance coordinate by coordinate.
-        wanted = "norm" if loss.metric is None else "coordinate"
         predicted = explain_loss(loss, params, batch, args, (wanted,))
     except (TypeError, ValueError):
-        # What exact refuses, groups may well measure; and a broken loss breaks there too.
+        # What exact cannot follow has groups of the same mean; a broken loss breaks there too.
         return False
     size = 4 * sum(math.prod(jax.numpy.shape(leaf)) for leaf in jax.tree.leaves(params))
     return predicted.time_ratio <= _WORK and predicted.bytes <= max(size, _BYTES)

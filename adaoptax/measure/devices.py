@@ -103,7 +103,7 @@ def stats_from_axis(
             "Expected local_stats with coordinate_variance for statistics=('norm', 'coordinate'),"
             " got None: measure it on each device too."
         )
-    local = Local(local_grads, local_batch_size, local_batch_size, local_stats)
+    local = Local(local_grads, local_batch_size, local_stats)
     equal = _validate.is_number(local_batch_size) and local_stats is None
     grads, stats, _ = pool(
         local,
@@ -165,17 +165,14 @@ class Devices:
                     f" pools, got inner={self.inner}: pass the same statistics to inner."
                 )
             weight: Any = rows
-            sq_weight: Any = rows
             if mask is not None:
-                row_weight = check_mask(mask, rows).astype(_tree.scalar_dtype(grads))
-                weight, sq_weight = jnp.sum(row_weight), jnp.sum(row_weight**2)
+                weight = jnp.sum(check_mask(mask, rows), dtype=_tree.scalar_dtype(grads))
             grows = grows_with_batch(loss, params, batch, args, aux)
             averages, counts, of_rows = split_aux(aux, grows)
             pooled, stats, (value, averages) = pool(
                 Local(
                     grads,
                     weight,
-                    sq_weight,
                     None if self.inner is None else stats,
                     (value, averages),
                 ),
@@ -263,7 +260,7 @@ def devices(
 
 def keys_of_device(loss: Loss, args: tuple, axis_name: AxisName) -> tuple:
     """`args` with random keys that differ between the devices of the axis."""
-    if not loss.key_argnums:
+    if not any(loss.is_key(args)):
         return args
     index = jax.lax.axis_index(axis_name)
     return loss.map_keys(lambda key: jax.random.fold_in(key, index), args)

@@ -166,7 +166,7 @@ class _Fsdp:
                 )
             devices, axes = check_bound(self.axis_name), axes_of(self.axis_name)
             rows = count_rows(batch)
-            if loss.key_argnums:
+            if any(loss.is_key(args)):
                 index = jax.lax.axis_index(self.axis_name)
                 args = loss.map_keys(lambda key: jax.random.fold_in(key, index), args)
             shards = _to_shards(params, self.specs, axes)

@@ -10,8 +10,7 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.grouped import weighted_loss
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.moments import GroupWeights
-from adaoptax.measure.rows import check_mask, count_rows, normalised, replace_padding
+from adaoptax.measure.rows import check_mask, count_rows, replace_padding
 from adaoptax.stats import GradientStats
 
 
@@ -27,8 +26,8 @@ class GradientOnly:
                 out, grads = jax.value_and_grad(whole, has_aux=True)(params)
                 num_examples: Any = count_rows(batch)
             else:
-                out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
-                num_examples = weights.totals().num_examples
+                out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
+                num_examples = jnp.sum(weight)
             return out, grads, without_noise(grads, num_examples, 0, loss.metric)
 
         return measure
@@ -36,20 +35,21 @@ class GradientOnly:
 
 def gradient_of_rows(
     loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
-) -> tuple[tuple[jax.Array, Any], ArrayTree, GroupWeights]:
-    """``((loss, aux), grads, weights)`` of a mean over real rows, each a batch of one."""
+) -> tuple[tuple[jax.Array, Any], ArrayTree, jax.Array]:
+    """``((loss, aux), grads, weight [B])`` of a mean over real rows, each a batch of one."""
     num_rows = count_rows(batch)
     weight = jnp.ones(num_rows, _tree.scalar_dtype(params))
     if mask is not None:
-        weight = normalised(check_mask(mask, num_rows).astype(weight.dtype))
-        batch = replace_padding(batch, weight)
+        mask = check_mask(mask, num_rows)
+        weight = mask.astype(weight.dtype)
+        batch = replace_padding(batch, mask)
     weighted = lambda p: weighted_loss(loss, p, batch, weight, args)
     (value, aux), grads = jax.value_and_grad(weighted, has_aux=True)(params)
     if mask is not None:  # of padding only, not even the loss of zero weight may hold garbage
-        any_real = jnp.max(weight) > 0
+        any_real = jnp.any(mask)
         value = jnp.where(any_real, value, jnp.nan)
         grads = jax.tree.map(lambda g: jnp.where(any_real, g, 0), grads)
-    return (value, aux), grads, GroupWeights(weight, weight**2)
+    return (value, aux), grads, weight
 
 
 def without_noise(

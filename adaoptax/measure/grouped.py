@@ -24,7 +24,6 @@ from adaoptax.measure.rows import (
     check_mask,
     count_rows,
     cut,
-    normalised,
     pad_groups,
     replace_padding,
 )
@@ -57,8 +56,9 @@ def measure_groups(
     if mask is None:
         row_weight = jnp.ones(num_rows, dtype)
     else:
-        row_weight = normalised(check_mask(mask, num_rows).astype(dtype))
-        batch = replace_padding(batch, row_weight)
+        mask = check_mask(mask, num_rows)
+        row_weight = mask.astype(dtype)
+        batch = replace_padding(batch, mask)
 
     def into_chunks(tree: ArrayTree) -> ArrayTree:
         return cut(pad_groups(tree, num_chunks * chunk_size), (num_chunks, chunk_size))
@@ -71,8 +71,8 @@ def measure_groups(
         jnp.pad(row_weight.reshape(num_groups, rows), ((0, added), (0, 0))),
         (num_chunks, chunk_size),
     )
-    weights = m.GroupWeights(row_weight.sum(-1), (row_weight**2).sum(-1))
-    chunk_weight = weights.weight.sum(-1)
+    weight = row_weight.sum(-1)
+    chunk_weight = weight.sum(-1)
 
     grad = group_gradient(loss, may_hold_padding=mask is not None and rows > 1)
 
@@ -100,7 +100,7 @@ def measure_groups(
 
     if num_chunks == 1:
         values, grads = differentiate(0)
-        moments = m.chunk_moments(grads, weights.weight[0], coordinate, metric)
+        moments = m.chunk_moments(grads, weight[0], coordinate, metric)
         if needs_products:
             products, squares = against_mean(grads, moments.mean)
     else:
@@ -108,7 +108,7 @@ def measure_groups(
 
         def step(moments: m.Moments, i: Any) -> tuple[m.Moments, Any]:
             values, grads = differentiate(i)
-            chunk = m.chunk_moments(grads, weights.weight[i], coordinate, metric)
+            chunk = m.chunk_moments(grads, weight[i], coordinate, metric)
             return m.add_chunk(moments, chunk, before[i], chunk_weight[i], metric), values
 
         bound = None if mask is None or not stop_early else _last_real(chunk_weight)
@@ -122,21 +122,21 @@ def measure_groups(
             flat = lambda x: x.reshape(-1)
             products, squares = jax.tree.map(flat, _scan(again, (), num_chunks, bound)[1])
 
-    weights = m.GroupWeights(weights.weight.reshape(-1), weights.sq_weight.reshape(-1))
+    weight = weight.reshape(-1)
     scatter, others = None, None
     if products is not None and "inner" in statistics:
-        scatter = m.inner_scatter(products, weights.weight)
+        scatter = m.inner_scatter(products, weight)
     if squares is not None:
-        zero = lambda x: jnp.where(weights.weight > 0, x, 0)  # padding may hold NaN
-        others = m.leave_one_out_scatter(zero(products), zero(squares), weights.weight)
-    stats = m.to_stats(moments, weights.totals(), scatter, others, metric=metric)
+        zero = lambda x: jnp.where(weight > 0, x, 0)  # padding may hold NaN
+        others = m.leave_one_out_scatter(zero(products), zero(squares), weight)
+    stats = m.to_stats(moments, m.totals_of(weight), scatter, others, metric=metric)
     grads = jax.tree.map(lambda g, s: g.astype(s.dtype), moments.mean, grad_shapes)
     losses, aux = values
     if loss.has_aux:
         whole = jax.eval_shape(lambda p, b: loss(p, b, one_key), params, batch)[1]
-        aux = combine_aux(aux, weights.weight, rows, num_rows, whole)
-    any_real = jnp.max(weights.weight) > 0
-    value = jnp.where(any_real, weighted_mean(losses, weights.weight), jnp.nan)
+        aux = combine_aux(aux, weight, rows, num_rows, whole)
+    any_real = jnp.max(weight) > 0
+    value = jnp.where(any_real, weighted_mean(losses, weight), jnp.nan)
     return (value, aux), grads, stats
 
 
@@ -151,7 +151,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         return loss(params, rows, args)
 
     def row_by_row(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
-        return weighted_loss(loss, params, replace_padding(rows, weight), weight, args)
+        return weighted_loss(loss, params, replace_padding(rows, weight > 0), weight, args)
 
     gradient = lambda fn: jax.value_and_grad(fn, has_aux=True)
     if not may_hold_padding:

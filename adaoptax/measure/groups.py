@@ -51,8 +51,8 @@ class _Groups:
 
 def groups(
     n: int,
-    *,
     statistics: tuple[str, ...] = ("norm",),
+    *,
     shards: int | None = None,
     centred: bool = False,
 ) -> _Groups:

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adaoptax._tree import ArrayTree
 from adaoptax.measure.devices import Devices, keys_of_device
-from adaoptax.measure.directional import products_of_rows
 from adaoptax.measure.gradient_only import gradient_of_rows, without_noise
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import in_metric
-from adaoptax.measure.rows import check_mask, count_rows
+from adaoptax.measure.row_products import products_of_rows, variance_of_rows
+from adaoptax.measure.rows import check_mask, check_two, count_rows
 from adaoptax.measure.varying import axes_of
 
 
@@ -22,17 +21,17 @@ class _InnerProducts:
     variance: Method | None
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
+        loss.check_has_examples("adaoptax.measure.inner_products")
+
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
-            if num_rows < 2:
-                raise ValueError(
-                    f"Expected a batch of at least 2 examples, got {num_rows}: the noise is what"
-                    " differs between examples, so one example cannot tell it."
-                )
+            check_two(num_rows)
+            if mask is not None:
+                mask = check_mask(mask, num_rows)
             if self.variance is None:
-                out, grads, weights = gradient_of_rows(loss, params, batch, args, mask)
-                totals = weights.totals()
-                stats = without_noise(grads, totals.num_examples, totals.num_groups, loss.metric)
+                out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
+                count = jnp.sum(weight)
+                stats = without_noise(grads, count, count, loss.metric)
             else:
                 out, grads, stats = self.variance(loss)(params, batch, args, mask)
             add_up = lambda tree: tree
@@ -42,34 +41,17 @@ class _InnerProducts:
                 args = keys_of_device(loss, args, axes)
             direction = in_metric(grads, loss.metric)
             products = products_of_rows(loss, params, batch, direction, args, mask)
-            weight = jnp.ones(num_rows) if mask is None else check_mask(mask, num_rows)
-            variance = variance_of_rows(products, weight.astype(products.dtype), add_up)
+            variance = variance_of_rows(products, mask, add_up)
             return out, grads, stats._replace(inner_product_variance=variance)
 
         return measure
-
-
-def variance_of_rows(
-    products: jax.Array, weight: jax.Array, add_up: Callable[[ArrayTree], ArrayTree]
-) -> jax.Array:
-    """Unbiased variance of the `products` of rows; `add_up` sums over devices, if there are any."""
-    sums = (jnp.sum(weight), jnp.sum(weight > 0), jnp.sum(weight * products))
-    total, count, moment = add_up(sums)
-    total = jnp.where(total > 0, total, 1)
-    deviation = products - moment / total
-    scatter, freedom = add_up(
-        (jnp.sum(weight * deviation**2), jnp.sum(weight * (1 - weight / total)))
-    )
-    # Weights of very unequal size leave no freedom but rounding.
-    enough = (count > 1) & (freedom > 16 * jnp.finfo(weight.dtype).eps * total)
-    return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
 
 
 def inner_products(variance: Method | None) -> _InnerProducts:
     r"""Measures :math:`\langle g_i, g \rangle` of every example by one jvp, the rest as told.
 
     For the inner-product tests, whose :math:`V_{ip}` has B − 1 degrees of freedom then and not
-    those of a few groups: one forward-mode pass along the mean gradient (see `directional`) beside
+    those of a few groups: one forward-mode pass along the mean gradient beside
     whatever measures `variance`. No gradient of any example is formed.
 
     Args:

@@ -1,4 +1,4 @@
-"""The user's loss, and what a way of measuring needs to know about it."""
+"""The user's loss as a way of measuring sees it, and what a way of measuring is."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,32 +6,78 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from adaoptax import _validate
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.rows import count_rows
+from adaoptax.measure.rows import check_rows_in_batch, count_rows
 from adaoptax.stats import GradientStats
+
+KINDS = ("separable", "assumed", "ghost")
+
+GHOST = """\
+Expected loss_kind="separable" or "assumed" with {method}, got "ghost": it measures the gradient \
+of every example, and a loss whose groups are batches of their own has none. Measure with \
+adaoptax.measure.groups(n)."""
 
 
 class Loss(NamedTuple):
-    """A mean loss over the leading axis of a batch.
+    """A mean loss over the rows of a batch, and everything that describes it.
 
     Attributes:
-        fn: ``fn(params, batch, *args)`` → loss, or ``(loss, aux)``.
+        fn: ``fn(params, *inputs)`` → loss, or ``(loss, aux)``.
+        kind: ``"separable"``, ``"assumed"`` or ``"ghost"``, see `value_grad_and_stats`.
+        batch_argnums: Positions in `fn` of the batch: one number, or several, whose inputs are a
+            tuple then.
+        key_argnums: Positions in `fn` of the random keys.
         has_aux: Whether `fn` returns `aux`.
-        key_argnums: Positions (counted in `fn`) of the random keys.
         due: Whether this step is to be measured, for `measure.every`; None if nobody said.
         metric: Pytree like the parameters, P: norms are Σ P |g|² then, see `as_metric`; or None.
     """
 
     fn: Callable[..., Any]
-    has_aux: bool
+    kind: str
+    batch_argnums: int | tuple[int, ...]
     key_argnums: tuple[int, ...]
+    has_aux: bool
     due: Any = None
     metric: ArrayTree | None = None
 
     def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""
-        out = self.fn(params, batch, *args)
+        out = self.fn(params, *self.join(batch, args))
         return out if self.has_aux else (out, None)
+
+    def join(self, batch: ArrayTree, args: tuple) -> list:
+        """What the loss takes after `params`, in its order: the inverse of `split`."""
+        parts = (batch,) if isinstance(self.batch_argnums, int) else batch
+        if not isinstance(parts, tuple | list) or len(parts) != len(self._batch):
+            raise ValueError(
+                f"Expected a batch that is a tuple of {len(self._batch)} parts, as"
+                f" batch_argnums={self.batch_argnums} says, got {type(batch).__name__} of"
+                f" structure {jax.tree.structure(batch)}."
+            )
+        inputs = list(args)
+        for argnum, part in sorted(zip(self._batch, parts, strict=True), key=lambda pair: pair[0]):
+            inputs.insert(argnum - 1, part)
+        return inputs
+
+    def split(self, inputs: tuple) -> tuple[ArrayTree, tuple]:
+        """``(batch, args)``: what the loss takes after `params`, as ways of measuring take it."""
+        missing = [n for n in (*self._batch, *self.key_argnums) if n > len(inputs)]
+        if missing:
+            raise TypeError(
+                f"Expected inputs at positions {missing} of the loss (batch_argnums, key_argnums),"
+                f" got params and {len(inputs)} more: pass them in the order of loss_fn."
+            )
+        parts = tuple(inputs[argnum - 1] for argnum in self._batch)
+        rest = tuple(x for i, x in enumerate(inputs, 1) if i not in self._batch)
+        return (parts[0] if isinstance(self.batch_argnums, int) else parts), rest
+
+    def inputs(self, params: ArrayTree, inputs: tuple) -> tuple[ArrayTree, tuple]:
+        """As `split`; ValueError for data with one entry for each row outside of the batch."""
+        batch, args = self.split(inputs)
+        of_shapes = lambda batch, args: self(params, batch, args)[0]
+        check_rows_in_batch(of_shapes, batch, args, self._argnums(args), self._batch)
+        return batch, args
 
     def of_rows(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """``(losses [B], aux [B, ...])`` of single rows, each with random keys of its own.
@@ -43,14 +89,9 @@ class Loss(NamedTuple):
         row = lambda params, x, args: self(params, jax.tree.map(lambda x: x[None], x), args)
         return jax.vmap(row, in_axes=(None, 0, self.key_axes(args)))(params, batch, args)
 
-    def check_keys(self, args: tuple) -> None:
-        """Raises TypeError where `args` end before the random keys."""
-        missing = [argnum for argnum in self.key_argnums if argnum - 2 >= len(args)]
-        if missing:
-            raise TypeError(
-                f"Expected random keys at positions {missing} of the loss (key_argnums), got"
-                f" {len(args)} extra arguments: pass the keys after the batch."
-            )
+    def is_key(self, args: tuple) -> list[bool]:
+        """Which of `args` are random keys."""
+        return [argnum in self.key_argnums for argnum in self._argnums(args)]
 
     def split_keys(self, args: tuple, num: int) -> tuple:
         """Gives every random key in `args` a leading axis of `num` independent keys."""
@@ -59,35 +100,79 @@ class Loss(NamedTuple):
     def map_keys(self, fn: Callable[[Any], Any], args: tuple) -> tuple:
         """Applies `fn` to the leaves of the random keys in `args`."""
         return tuple(
-            jax.tree.map(fn, arg) if 2 + i in self.key_argnums else arg
-            for i, arg in enumerate(args)
+            jax.tree.map(fn, arg) if key else arg
+            for arg, key in zip(args, self.is_key(args), strict=True)
         )
 
     def key_axes(self, args: tuple) -> tuple:
         """`in_axes` for `args` under vmap: 0 for random keys, None for all else."""
-        return tuple(0 if 2 + i in self.key_argnums else None for i in range(len(args)))
+        return tuple(0 if key else None for key in self.is_key(args))
+
+    def check_has_examples(self, method: str) -> None:
+        """Raises ValueError for a loss of kind ``"ghost"``."""
+        if self.kind == "ghost":
+            raise ValueError(GHOST.format(method=method))
+
+    @property
+    def _batch(self) -> tuple[int, ...]:
+        argnums = self.batch_argnums
+        return (argnums,) if isinstance(argnums, int) else argnums
+
+    def _argnums(self, args: tuple) -> list[int]:
+        """The position in `fn` of each of `args`."""
+        total = len(args) + len(self._batch)
+        return [argnum for argnum in range(1, total + 1) if argnum not in self._batch]
 
 
-def make_loss(loss_fn: Callable[..., Any], has_aux: bool, key_argnums: int | Sequence[int]) -> Loss:
-    """The loss as the user describes it; ValueError for keys in the place of params or batch."""
-    argnums = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
-    if any(argnum < 2 for argnum in argnums):
-        raise ValueError(
-            f"Expected key_argnums >= 2, got key_argnums={key_argnums}: positions 0 and 1 of the"
-            " loss are params and batch; keys are extra arguments."
+def describe_loss(
+    loss_fn: Callable[..., Any],
+    *,
+    loss_kind: str = "separable",
+    batch_argnums: int | Sequence[int] = 1,
+    weights_of: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    key_argnums: int | Sequence[int] = (),
+) -> Loss:
+    """The loss as the user describes it, see `value_grad_and_stats`.
+
+    Raises:
+        ValueError: If `loss_kind` is unknown, or positions are not different inputs of the loss.
+        NotImplementedError: If there is `weights_of`.
+    """
+    _validate.one_of("loss_kind", loss_kind, KINDS)
+    if weights_of is not None:
+        raise NotImplementedError(
+            "Expected weights_of=None, got a function: a mean that is weighted by more than a mask"
+            " is not measured yet. Divide each example by its own count instead."
         )
-    return Loss(loss_fn, has_aux, argnums)
+    batch = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
+    keys = (key_argnums,) if isinstance(key_argnums, int) else tuple(key_argnums)
+    if not batch or min(batch) < 1 or len(set(batch)) < len(batch):
+        raise ValueError(
+            f"Expected batch_argnums to be different positions >= 1, got {batch_argnums=}: position"
+            " 0 of the loss is params."
+        )
+    if any(argnum < 1 or argnum in batch for argnum in keys):
+        raise ValueError(
+            f"Expected key_argnums to be positions >= 1 beside batch_argnums={batch_argnums}, got"
+            f" {key_argnums=}: position 0 of the loss is params, and keys are not data."
+        )
+    positions = batch_argnums if isinstance(batch_argnums, int) else batch
+    return Loss(loss_fn, loss_kind, positions, keys, has_aux)
 
 
 Measured = tuple[tuple[jax.Array, Any], ArrayTree, GradientStats]
+Measure = Callable[[ArrayTree, ArrayTree, tuple, jax.Array | None], Measured]
 
 
 class Method(Protocol):
-    """A way of measuring: turns a loss into a function that measures it."""
+    """A way of measuring: an object that turns a loss into a function which measures it.
 
-    def __call__(
-        self, loss: Loss
-    ) -> Callable[[ArrayTree, ArrayTree, tuple, jax.Array | None], Measured]:
+    `value_grad_and_stats` calls it with the `Loss` that the user described, and what it returns
+    with ``(params, batch, args, mask)``, at each trace. The guide has a page on writing one.
+    """
+
+    def __call__(self, loss: Loss) -> Measure:
         """Returns ``f(params, batch, args, mask)`` → ``((loss, aux), grads, stats)``."""
         ...
 

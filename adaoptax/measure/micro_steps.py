@@ -14,7 +14,7 @@ from adaoptax.measure.aux import grows_with_batch
 from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.every import Every
 from adaoptax.measure.grouped import group_gradient
-from adaoptax.measure.loss import Loss, Method, check_method, make_loss
+from adaoptax.measure.loss import Loss, Method, check_method, describe_loss
 from adaoptax.measure.rows import check_mask, count_rows
 from adaoptax.stats import GradientStats
 
@@ -24,7 +24,7 @@ class MicroStepsState(NamedTuple):
 
     Attributes:
         moments: Mean gradient of the micro-batches and their scatter about it, at least float32.
-        totals: Sums of their weights: how many examples and micro-batches were real.
+        totals: How many examples and micro-batches were real.
         values: ``(loss, aux)``: sums over examples of what is averaged (at least float32), and
             counts.
     """
@@ -39,7 +39,7 @@ class MicroSteps(NamedTuple):
 
     Attributes:
         init: ``init(params, batch, *args)`` → state of no micro-batch. `batch` is one micro-batch,
-            of which only shapes are read.
+            of which only shapes are read. Inputs follow in the order of the loss.
         add: ``add(state, params, batch, *args, mask=None, preconditioner=None)`` → state with one
             more micro-batch.
         finish: ``finish(state, params, preconditioner=None)`` → ``(loss, grads, stats)``, or
@@ -54,8 +54,11 @@ class MicroSteps(NamedTuple):
 def micro_steps(
     loss_fn: Callable[..., Any],
     method: Method | None = None,
-    *,
     statistics: tuple[str, ...] = ("norm",),
+    *,
+    loss_kind: str = "separable",
+    batch_argnums: int | Sequence[int] = 1,
+    weights_of: Callable[..., Any] | None = None,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> MicroSteps:
@@ -81,9 +84,12 @@ def micro_steps(
         loss_fn: ``loss_fn(params, batch, *args)`` → the mean loss over the rows of `batch`.
         method: How to measure a micro-batch, from `adaoptax.measure`: ``exact()``, ``groups(4)``,
             ``per_example(statistics=("norm",))``. None takes each micro-batch as one group, which
-            costs no more than its gradient. Weights of rows are then 0 and 1.
+            costs no more than its gradient.
         statistics: ``("norm",)`` or ``("norm", "coordinate")``, as in `groups`; a `method` has its
             own, which may not be inner products: those of parts do not add up.
+        loss_kind: As for `value_grad_and_stats`.
+        batch_argnums: As for `value_grad_and_stats`.
+        weights_of: As for `value_grad_and_stats`.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``. Float leaves of `aux` are averaged over
             examples, integer leaves summed.
         key_argnums: Positions of random keys in `loss_fn`. Hand a new key to every ``add``; where
@@ -113,7 +119,14 @@ def micro_steps(
         >>> float(stats.num_groups), float(stats.variance)
         (2.0, 5.0)
     """
-    loss = make_loss(loss_fn, has_aux, key_argnums)
+    loss = describe_loss(
+        loss_fn,
+        loss_kind=loss_kind,
+        batch_argnums=batch_argnums,
+        weights_of=weights_of,
+        has_aux=has_aux,
+        key_argnums=key_argnums,
+    )
     if method is None:
         m.check_statistics(statistics, ("norm", "coordinate"), "micro_steps")
         measure = _one_group("coordinate" in statistics)
@@ -121,8 +134,8 @@ def micro_steps(
         _check_mergeable(method, statistics)
         measure = _by_method(method)
 
-    def init(params: ArrayTree, batch: ArrayTree, *args: Any) -> MicroStepsState:
-        loss.check_keys(args)
+    def init(params: ArrayTree, *inputs: Any) -> MicroStepsState:
+        batch, args = loss.inputs(params, inputs)
         none = jnp.zeros([1], _tree.scalar_dtype(params))
         values = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
@@ -132,18 +145,16 @@ def micro_steps(
         if method is not None:
             part = jax.eval_shape(lambda p, b: measure(loss, p, b, args, None), params, batch)
             coordinate = part.moments.coordinate_scatter is not None
-        totals = m.GroupWeights(none, none).totals()
-        return MicroStepsState(m.zero_moments(params, coordinate), totals, values)
+        return MicroStepsState(m.zero_moments(params, coordinate), m.totals_of(none), values)
 
     def add(
         state: MicroStepsState,
         params: ArrayTree,
-        batch: ArrayTree,
-        *args: Any,
+        *inputs: Any,
         mask: Any = None,
         preconditioner: ArrayTree | None = None,
     ) -> MicroStepsState:
-        loss.check_keys(args)
+        batch, args = loss.inputs(params, inputs)
         if mask is not None:
             mask = check_mask(mask, count_rows(batch))
         metric = as_metric(preconditioner, params)
@@ -188,10 +199,10 @@ def _one_group(coordinate: bool) -> Callable[..., MicroStepsState]:
             weight = mask.astype(weight.dtype)
         gradient = group_gradient(loss, may_hold_padding=mask is not None)
         values, grads = gradient(params, batch, weight, args)
-        weights = m.GroupWeights(jnp.sum(weight)[None], jnp.sum(weight**2)[None])
+        rows = jnp.sum(weight)[None]
         stacked = jax.tree.map(lambda h: jnp.asarray(h)[None], grads)
-        moments = m.chunk_moments(stacked, weights.weight, coordinate, loss.metric)
-        return MicroStepsState(moments, weights.totals(), values)
+        moments = m.chunk_moments(stacked, rows, coordinate, loss.metric)
+        return MicroStepsState(moments, m.totals_of(rows), values)
 
     return measure
 
@@ -205,7 +216,8 @@ def _by_method(method: Method) -> Callable[..., MicroStepsState]:
         values, grads, stats = method(loss)(params, batch, args, mask)
         if (stats.inner_product_variance, stats.leave_one_out_variance) != (None, None):
             raise ValueError(_INNER.format(method=method))
-        return MicroStepsState(_moments_of(grads, stats), _totals_of(stats), values)
+        totals = m.Totals(stats.num_examples, stats.num_groups.astype(jnp.int32))
+        return MicroStepsState(_moments_of(grads, stats), totals, values)
 
     return measure
 
@@ -219,12 +231,6 @@ def _moments_of(grads: ArrayTree, stats: GradientStats) -> m.Moments:
         scatter=scatter(stats.variance),
         coordinate_scatter=jax.tree.map(scatter, stats.coordinate_variance),
     )
-
-
-def _totals_of(stats: GradientStats) -> m.Totals:
-    """Totals of groups of real examples of weight one: n − 1 degrees of freedom."""
-    examples = stats.num_examples
-    return m.Totals(examples, examples, stats.num_groups, stats.num_groups.astype(jnp.int32))
 
 
 _INNER = """\

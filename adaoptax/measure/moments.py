@@ -1,22 +1,21 @@
-"""Weighted mean and scatter of group gradients: one chunk at a time, merged by Chan's formula.
+"""Mean and scatter of group gradients: one chunk at a time, merged by Chan's formula.
 
-Group j has real rows of weights w (all one without a mask), W_j = Σw, V_j = Σw², mean gradient h_j.
-With W = ΣW_j and V = ΣV_j the mean is g = Σ W_j h_j / W, and
+Group j has W_j real rows and the mean gradient h_j. With W = Σ W_j and n groups that have a real
+row, the mean is g = Σ W_j h_j / W, and
 
-    S² = Σ_j W_j ‖h_j − g‖² / (Σ_j V_j/W_j − V/W),        B = W²/V
+    S² = Σ_j W_j ‖h_j − g‖² / (n − 1)
 
-is unbiased for any weights that do not depend on the gradients. For real examples of weight one
-the denominator is (number of groups − 1), and B is their count.
+is unbiased for any sizes of groups that do not depend on the gradients.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
-from adaoptax.stats import GradientStats
+from adaoptax.stats import GradientStats, unbiased
 
 STATISTICS = ("norm", "inner", "coordinate")
 OF_STACKED_GRADIENTS = (*STATISTICS, "leave-one-out")  # what needs the square of every group, too
@@ -32,66 +31,25 @@ def check_statistics(statistics: tuple[str, ...], offered: tuple[str, ...], meth
         )
 
 
-class GroupWeights(NamedTuple):
-    """Weights of n groups.
-
-    Attributes:
-        weight: [n], W_j; zero for a group of padding only.
-        sq_weight: [n], V_j.
-    """
-
-    weight: jax.Array
-    sq_weight: jax.Array
-
-    def totals(self) -> "Totals":
-        """Their sums."""
-        real = self.weight > 0
-        each = jnp.where(real, self.sq_weight / jnp.where(real, self.weight, 1), 0)
-        return Totals(
-            weight=jnp.sum(self.weight),
-            sq_weight=jnp.sum(self.sq_weight),
-            within=jnp.sum(each),
-            num_groups=jnp.sum(real, dtype=jnp.int32),
-        )
-
-
 class Totals(NamedTuple):
-    """Sums over groups, all that their statistics need to know of the weights.
+    """What the statistics need to know of the sizes of groups.
 
     Attributes:
-        weight: W = Σ W_j.
-        sq_weight: V = Σ V_j.
-        within: Σ V_j/W_j.
-        num_groups: Groups with a real row.
+        weight: W = Σ W_j, the real rows.
+        num_groups: n, the groups with a real row.
     """
 
     weight: jax.Array
-    sq_weight: jax.Array
-    within: jax.Array
     num_groups: jax.Array
 
-    @property
-    def num_examples(self) -> jax.Array:
-        """W²/V: the count of real rows, or the effective number under fractional weights."""
-        return self.weight * (self.weight / jnp.where(self.sq_weight > 0, self.sq_weight, 1))
-
-    @property
-    def degrees_of_freedom(self) -> jax.Array:
-        """Σ V_j/W_j − V/W, the denominator of the unbiased variance."""
-        return self.within - self.sq_weight / jnp.where(self.weight > 0, self.weight, 1)
-
     def unbiased(self, scatter: jax.Array) -> jax.Array:
-        """Divides by the degrees of freedom; NaN where fewer than two groups leave any."""
-        freedom, groups = self.degrees_of_freedom, self.num_groups
-        # Weights of very unequal size leave no freedom but rounding.
-        enough = (groups > 1) & (freedom > 16 * jnp.finfo(freedom.dtype).eps * groups)
-        return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
+        """S² of a scatter Σ W_j ‖h_j − g‖²; NaN for fewer than two groups."""
+        return unbiased(scatter, self.num_groups.astype(scatter.dtype))
 
 
-def equal_weights(num_groups: int, group_size: Any, dtype: Any) -> GroupWeights:
-    """Weights of `num_groups` groups of `group_size` (a number or [n]) real examples each."""
-    weight = jnp.broadcast_to(jnp.asarray(group_size, dtype), (num_groups,))
-    return GroupWeights(weight, weight)
+def totals_of(weight: jax.Array) -> Totals:
+    """Totals of groups of `weight` [n] real rows."""
+    return Totals(jnp.sum(weight), jnp.sum(weight > 0, dtype=jnp.int32))
 
 
 class Moments(NamedTuple):
@@ -246,7 +204,7 @@ def to_stats(
     dtype = moments.scatter.dtype
     unbiased = lambda scatter: None if scatter is None else totals.unbiased(scatter)
     return GradientStats(
-        num_examples=totals.num_examples.astype(dtype),
+        num_examples=totals.weight.astype(dtype),
         num_groups=totals.num_groups.astype(dtype),
         sq_norm=_tree.sq_norm(moments.mean, metric).astype(dtype),
         variance=totals.unbiased(moments.scatter),

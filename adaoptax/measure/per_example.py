@@ -17,6 +17,8 @@ class _PerExample:
     statistics: tuple[str, ...]
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
+        loss.check_has_examples("adaoptax.measure.per_example")
+
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
             check_two(num_rows)
@@ -35,7 +37,7 @@ class _PerExample:
 
 
 def per_example(
-    chunk_size: int | None = None, *, statistics: tuple[str, ...] = ("norm", "inner")
+    chunk_size: int | None = None, statistics: tuple[str, ...] = ("norm", "inner")
 ) -> _PerExample:
     r"""Measures every example's own gradient with `jax.vmap`.
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.varying import AxisName, axes_of, check_bound, varying_axes
-from adaoptax.stats import GradientStats
+from adaoptax.stats import GradientStats, unbiased
 
 AddUp = Callable[[ArrayTree, tuple[str, ...]], ArrayTree]
 
@@ -29,15 +29,13 @@ class Local(NamedTuple):
 
     Attributes:
         grads: Mean gradient of its rows.
-        weight: W_j, the sum of the weights of its rows; zero for a device of padding only.
-        sq_weight: V_j, the sum of their squares.
+        weight: W_j, its real rows; zero for a device of padding only.
         stats: Statistics of its own groups, or None for one group.
         averages: Pytree of float values that are means over its rows (loss, metrics).
     """
 
     grads: ArrayTree
     weight: Any
-    sq_weight: Any
     stats: GradientStats | None = None
     averages: ArrayTree = ()
 
@@ -54,9 +52,8 @@ def pool(
 ) -> tuple[ArrayTree, GradientStats, ArrayTree]:
     """Gradient, statistics and averages over all devices on `axis_name`.
 
-    The variance is unbiased for any weights that do not depend on the gradients: within and
-    between devices each is divided by what its expectation holds of S², and for rows of weight one
-    that makes (all groups − 1) degrees of freedom.
+    The scatter within and between devices has (all groups − 1) degrees of freedom, and the variance
+    is unbiased for any numbers of rows that do not depend on the gradients.
 
     Args:
         local: What this device brings.
@@ -72,7 +69,7 @@ def pool(
     """
     axes, devices = axes_of(axis_name), check_bound(axis_name)
     dtype = _tree.scalar_dtype(local.grads)
-    weight, sq_weight = jnp.asarray(local.weight, dtype), jnp.asarray(local.sq_weight, dtype)
+    weight = jnp.asarray(local.weight, dtype)
     real = weight > 0
     # A device without real rows may hold NaN: it counts as zero.
     clean = lambda x: _tree.widen(x) if equal else jnp.where(real, _tree.widen(x), 0)
@@ -82,13 +79,7 @@ def pool(
     groups, within = real.astype(dtype), _own_scatter(local.stats, coordinate, dtype)
     if local.stats is not None:
         groups = jnp.where(real, local.stats.num_groups, 0).astype(dtype)
-    counts = {
-        "weight": weight,
-        "sq_weight": sq_weight,
-        "between": sq_weight / jnp.where(real, weight, 1),
-        "groups": groups,
-        "within": jnp.maximum(groups - 1, 0),
-    }
+    counts = {"weight": weight, "groups": groups}
 
     def scatter_about(centre: ArrayTree | None) -> ArrayTree:
         """M_j + W_j ‖h_j − centre‖², or a tree of it for each coordinate."""
@@ -135,10 +126,9 @@ def pool(
     else:
         # A sum of squares: what falls below zero is rounding.
         scatter = jnp.maximum(sums["scatter"] - total["weight"] * _tree.sq_norm(grads, metric), 0)
-    per_example = _unbiased(total)
-    variances = jax.tree.map(lambda s: per_example(s).astype(s.dtype), scatter)
+    variances = jax.tree.map(lambda s: unbiased(s, total["groups"]).astype(s.dtype), scatter)
     stats = GradientStats(
-        num_examples=_effective_count(total),
+        num_examples=total["weight"],
         num_groups=total["groups"],
         sq_norm=_tree.sq_norm(grads, metric).astype(dtype),
         # A scalar is in the metric already, coordinates are not.
@@ -155,19 +145,3 @@ def _own_scatter(stats: GradientStats | None, coordinate: bool, dtype: Any) -> A
     several = stats.num_groups > 1
     scatter = lambda variance: jnp.where(several, (stats.num_groups - 1) * variance, 0)
     return jax.tree.map(scatter, stats.coordinate_variance if coordinate else stats.variance)
-
-
-def _effective_count(total: dict[str, jax.Array]) -> jax.Array:
-    """W²/V."""
-    sq_weight = total["sq_weight"]
-    return total["weight"] * (total["weight"] / jnp.where(sq_weight > 0, sq_weight, 1))
-
-
-def _unbiased(total: dict[str, jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Divides a scatter by its degrees of freedom; NaN where fewer than two groups leave any."""
-    weight = jnp.where(total["weight"] > 0, total["weight"], 1)
-    freedom = total["within"] + total["between"] - total["sq_weight"] / weight
-    # Weights of very unequal size leave no freedom but rounding.
-    rounding = 16 * jnp.finfo(freedom.dtype).eps * total["groups"]
-    enough = (total["groups"] > 1) & (freedom > rounding)
-    return lambda scatter: jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)

@@ -1,6 +1,7 @@
 """The rows of a batch: counted, masked, cut into contiguous groups."""
 
 import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -39,20 +40,84 @@ def check_two(num_rows: int) -> None:
         )
 
 
+ROWS_OUTSIDE = """\
+Expected data with one entry for each row in the batch, got {leaf} of shape {shape} beside a batch \
+of {num_rows} rows: the loss takes it only as long as the batch. A way of measuring takes the \
+batch apart, and would pair each part with all of it. If it belongs to the rows, pass \
+batch_argnums={argnums}, or put it in the batch."""
+
+
+def check_rows_in_batch(
+    loss: Callable[[ArrayTree, tuple], jax.Array],
+    batch: ArrayTree,
+    args: tuple,
+    argnums: Sequence[int],
+    batch_argnums: tuple[int, ...],
+) -> None:
+    """Raises ValueError for an array in `args` that has one entry for each row of the batch.
+
+    An array that is only as long as the batch by chance passes. So the shapes are asked: a loss of
+    a batch twice as long, which takes the array twice as long and not as it is, pairs it with rows.
+
+    Args:
+        loss: ``loss(batch, args)``.
+        batch: The batch, B rows.
+        args: What else the loss takes.
+        argnums: The position in the user's loss of each of `args`.
+        batch_argnums: The positions of the batch.
+    """
+    num_rows = count_rows(batch)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(args)
+    as_long = [i for i, (_, x) in enumerate(leaves) if np.shape(x)[:1] == (num_rows,)]
+    if not as_long or num_rows < 2:
+        return
+
+    def runs(longer: Collection[int]) -> bool:
+        """Whether the loss takes a batch twice as long, with these leaves of `args` as long."""
+        rows = jax.tree.map(_twice, jax.eval_shape(lambda tree: tree, batch))
+        grown = jax.eval_shape(lambda tree: tree, {i: leaves[i][1] for i in longer})
+
+        def of_shapes(rows: ArrayTree, grown: dict) -> jax.Array:
+            rest = [grown.get(i, leaf) for i, (_, leaf) in enumerate(leaves)]
+            return loss(rows, jax.tree.unflatten(structure, rest))
+
+        try:
+            jax.eval_shape(of_shapes, rows, jax.tree.map(_twice, grown))
+        except Exception:  # whatever a loss says of shapes that do not fit
+            return False
+        return True
+
+    if runs(()):
+        return
+    found = next((each for each in (as_long, *([i] for i in as_long)) if runs(each)), None)
+    if found is None:
+        return  # it takes batches of this length only; nothing is known of the array
+    path, leaf = leaves[found[0]]
+    argnum = argnums[path[0].idx]
+    name = f"argument {argnum} of loss_fn{jax.tree_util.keystr(path[1:])}"
+    cure = (*batch_argnums, argnum)
+    shape = np.shape(leaf)
+    raise ValueError(ROWS_OUTSIDE.format(leaf=name, shape=shape, num_rows=num_rows, argnums=cure))
+
+
+def _twice(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return x.update(shape=(2 * x.shape[0], *x.shape[1:]))
+
+
 def check_mask(mask: Any, num_rows: int) -> jax.Array:
-    """`mask` as an array [rows]; ValueError for another shape."""
+    """`mask` as a bool array [rows]; ValueError for another shape or dtype."""
     if np.shape(mask) != (num_rows,):
         raise ValueError(
             f"Expected mask of shape ({num_rows},), one entry for each example of the batch, got"
             f" shape {np.shape(mask)}."
         )
-    return jnp.asarray(mask)
-
-
-def normalised(weight: jax.Array) -> jax.Array:
-    """Weights over their maximum, so that tiny ones do not underflow; 0 and 1 stay as they are."""
-    largest = jnp.max(weight)
-    return weight / jnp.where(largest > 0, largest, 1)
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool:
+        raise ValueError(
+            f"Expected mask of bools, got {mask.dtype}: it tells real rows from padding and weighs"
+            " nothing. Pass mask > 0."
+        )
+    return mask
 
 
 def replace_padding(batch: ArrayTree, mask: jax.Array) -> ArrayTree:
@@ -60,19 +125,18 @@ def replace_padding(batch: ArrayTree, mask: jax.Array) -> ArrayTree:
 
     Padding has weight zero, but 0 · NaN is NaN: garbage must not reach the loss at all.
     """
-    real = mask > 0
-    first = jnp.argmax(real)
+    first = jnp.argmax(mask)
     is_first = jnp.arange(mask.shape[0]) == first
 
     def leaf(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # random keys, which do not add up
-            return jnp.take(x, jnp.where(real, jnp.arange(mask.shape[0]), first), axis=0)
+            return jnp.take(x, jnp.where(mask, jnp.arange(mask.shape[0]), first), axis=0)
         column = lambda chosen: chosen.reshape(-1, *(1,) * (x.ndim - 1))
         # Picked by a sum and not by an index: rows on many devices stay where they are.
         add_up = jnp.any if x.dtype == bool else functools.partial(jnp.sum, dtype=x.dtype)
         row = add_up(jnp.where(column(is_first), x, jnp.zeros_like(x)), axis=0)
-        return jnp.where(column(real), x, row)
+        return jnp.where(column(mask), x, row)
 
     return jax.tree.map(leaf, batch)
 

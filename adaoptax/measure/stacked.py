@@ -65,18 +65,19 @@ def stats_from_groups(
             f"Expected group_size to be a number or of shape ({num_groups},), got shape"
             f" {np.shape(group_size)}: give one count for each group of group_grads."
         )
-    weights = m.equal_weights(num_groups, group_size, _tree.scalar_dtype(group_grads))
+    dtype = _tree.scalar_dtype(group_grads)
+    weight = jnp.broadcast_to(jnp.asarray(group_size, dtype), (num_groups,))
     metric = as_metric(preconditioner, jax.tree.map(lambda h: h[0], group_grads))
-    moments = m.chunk_moments(group_grads, weights.weight, "coordinate" in statistics, metric)
+    moments = m.chunk_moments(group_grads, weight, "coordinate" in statistics, metric)
     inner = others = None
     if "inner" in statistics or "leave-one-out" in statistics:
         products = m.centred_inner_products(group_grads, moments.mean, metric)
     if "inner" in statistics:
-        inner = m.inner_scatter(products, weights.weight)
+        inner = m.inner_scatter(products, weight)
     if "leave-one-out" in statistics:
         # A group of padding only may hold NaN: its weight of zero would not remove it.
-        zero = lambda x: jnp.where(weights.weight > 0, x, 0)
+        zero = lambda x: jnp.where(weight > 0, x, 0)
         squares = zero(m.sq_deviations(group_grads, moments.mean, metric))
-        others = m.leave_one_out_scatter(zero(products), squares, weights.weight)
+        others = m.leave_one_out_scatter(zero(products), squares, weight)
     grads = jax.tree.map(lambda g, h: g.astype(jnp.result_type(h)), moments.mean, group_grads)
-    return grads, m.to_stats(moments, weights.totals(), inner, others, metric=metric)
+    return grads, m.to_stats(moments, m.totals_of(weight), inner, others, metric=metric)

@@ -8,7 +8,7 @@ import jax
 from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.default import default_method
-from adaoptax.measure.loss import Measured, Method, check_method, make_loss
+from adaoptax.measure.loss import Measured, Method, check_method, describe_loss
 from adaoptax.stats import GradientStats
 
 
@@ -16,6 +16,9 @@ def value_grad_and_stats(
     loss_fn: Callable[..., Any],
     method: Method | None = None,
     *,
+    loss_kind: str = "separable",
+    batch_argnums: int | Sequence[int] = 1,
+    weights_of: Callable[..., Any] | None = None,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> Callable[..., tuple[Any, ArrayTree, GradientStats]]:
@@ -26,21 +29,31 @@ def value_grad_and_stats(
             of every leaf of `batch`: the function that the training loop already has.
         method: How to measure, from `adaoptax.measure`: ``exact()``, ``groups(n)``, and others.
             None takes `exact` where that is predicted to cost less than a tenth of the gradient,
-            and otherwise (a masked batch, several devices, a loss that mixes examples)
-            ``groups(n)`` with the largest n ≤ 8 that divides the batch; with padding choose n
-            yourself, so that the smallest real batch fills two groups.
+            and otherwise (a masked batch, several devices, ``loss_kind="ghost"``) ``groups(n)``
+            with the largest n ≤ 8 that divides the batch; with padding choose n yourself, so that
+            the smallest real batch fills two groups.
+        loss_kind: What kind of mean the loss is.
+
+            - ``"separable"``: of one loss for each example. ``exact`` and ``method=None`` refuse a
+              loss that they see to be another.
+            - ``"assumed"``: the same, on your word; nothing is checked.
+            - ``"ghost"``: every group is a batch of its own, on purpose, as for BatchNorm in
+              training mode or a contrastive loss. Such a loss has groups and no examples.
+        batch_argnums: Position in `loss_fn` of the batch (params is 0), or several: ``(1, 2)`` for
+            ``loss_fn(params, x, y)``. Every leaf there has one entry for each row.
+        weights_of: Reserved for means that are weighted by more than a mask.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``.
-        key_argnums: Positions in `loss_fn` (params is 0, batch is 1, the first extra argument
-            is 2) of arguments that are random keys, or pytrees of them. Every example (or group)
-            then receives keys of its own: one dropout mask for all would hide part of the noise.
+        key_argnums: Positions in `loss_fn` of arguments that are random keys, or pytrees of them.
+            Every example (or group) then receives keys of its own: one dropout mask for all would
+            hide part of the noise.
 
     Returns:
         ``f(params, batch, *args, mask=None, due=None, preconditioner=None)`` →
         ``(loss, grads, stats)``, or ``((loss, aux), grads, stats)``. Pure; meant to be called
         inside `jax.jit`.
 
-        - `mask`: bool or float array with one entry for each example, zero for padding. Padding
-          counts nowhere, whatever it holds. Fractional weights weigh the mean.
+        - `mask`: bool array with one entry for each row, False for padding. Padding counts
+          nowhere, whatever it holds.
         - `due`: whether this step is to be measured, for `measure.every`; all other methods measure
           at every step.
         - `preconditioner`: pytree like `params`, the diagonal of a preconditioner P that the
@@ -56,13 +69,15 @@ def value_grad_and_stats(
           concatenated, float leaves averaged, integer leaves (counts) summed.
         - `stats`: a `GradientStats`, in float32 (float64 where the gradients are).
 
-        It raises ValueError for leaves of unequal length, a batch that does not divide, a mask
-        of another shape, or a preconditioner that is not like `params` or negative. If no row is
-        real the gradient is zero and the loss and variance NaN.
+        It raises ValueError for leaves of unequal length, data with one entry for each row that
+        is not in the batch, a batch that does not divide, a mask of another shape or dtype, or a
+        preconditioner that is not like `params` or negative. If no row is real the gradient is zero
+        and the loss and variance NaN.
 
     Raises:
         TypeError: If `method` is not a method of `adaoptax.measure`.
-        ValueError: If `key_argnums` points at `params` or `batch`.
+        ValueError: If `loss_kind` is unknown, or positions are not different inputs of the loss.
+        NotImplementedError: If there is `weights_of`.
 
     Examples:
         >>> import adaoptax, jax, jax.numpy as jnp
@@ -76,17 +91,23 @@ def value_grad_and_stats(
     """
     if method is not None:
         check_method("method", method)
-    loss = make_loss(loss_fn, has_aux, key_argnums)
+    loss = describe_loss(
+        loss_fn,
+        loss_kind=loss_kind,
+        batch_argnums=batch_argnums,
+        weights_of=weights_of,
+        has_aux=has_aux,
+        key_argnums=key_argnums,
+    )
 
     def measured(
         params: ArrayTree,
-        batch: ArrayTree,
-        *args: Any,
+        *inputs: Any,
         mask: Any = None,
         due: Any = None,
         preconditioner: ArrayTree | None = None,
     ) -> tuple[Any, ArrayTree, GradientStats]:
-        loss.check_keys(args)
+        batch, args = loss.inputs(params, inputs)
         described = loss._replace(due=due, metric=as_metric(preconditioner, params))
         chosen = method or default_method(described, params, batch, args, mask)
         out: Measured = chosen(described)(params, batch, args, mask)

@@ -15,7 +15,6 @@ from adaoptax.batch_tests import (
     proximal_inner_product_test,
     proximal_test,
 )
-from adaoptax.measure import variance_along
 
 pytestmark = pytest.mark.sampled
 
@@ -187,21 +186,6 @@ def test_a_dropped_variance_fn_is_a_type_error(rows, numpy_stats):
 def test_arguments_out_of_range(make, theta, options, match):
     with pytest.raises(ValueError, match=match):
         make(theta, **options)
-
-
-def test_variance_along_a_direction_with_padding_and_keys():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(7, 3)).astype(np.float32)
-    direction = rng.normal(size=3).astype(np.float32)
-    loss_fn = lambda w, x: jnp.mean(x @ w)
-    got = variance_along(loss_fn, jnp.ones(3), x, direction)
-    assert float(got) == pytest.approx(np.var(x @ direction, ddof=1), rel=1e-5)
-    mask = np.array([1, 1, 0, 1, 1, 0, 1])
-    x[mask == 0] = np.nan
-    got = variance_along(loss_fn, jnp.ones(3), x, direction, mask=mask)
-    assert float(got) == pytest.approx(np.var((x @ direction)[mask > 0], ddof=1), rel=1e-5)
-    one = np.array([1, 0, 0, 0, 0, 0, 0])
-    assert np.isnan(variance_along(loss_fn, jnp.ones(3), x, direction, mask=one))
 
 
 def test_at_a_constrained_solution_the_complete_step_asks_for_more_than_the_gradient():

@@ -105,14 +105,3 @@ def test_running_statistics_travel_in_aux():
     (_, new), _, _ = measure(params, batch, running, mask=mask)
     hidden = batch["x"][:8].astype(np.float64) @ params["w"].astype(np.float64)
     np.testing.assert_allclose(new["mean"], 0.9 + 0.1 * hidden.mean(axis=0), rtol=1e-5)
-
-
-def test_equal_weights_in_a_group_leave_it_whole():
-    """A group weighed as one (not row by row) is still one call of the loss."""
-    params, batch = problem()
-    measure = jax.jit(value_grad_and_stats(batchnorm_loss, groups(N)))
-    mask = np.repeat(np.array([0.5, 1.0, 2.0], np.float32), ROWS // N)
-    _, grads, _ = measure(params, batch, mask=mask)
-    parts = [group_by_group(batchnorm_loss, params, batch, [j])[1] for j in range(N)]
-    expected = np.average(parts, axis=0, weights=[0.5, 1, 2])
-    np.testing.assert_allclose(flat(grads), expected, rtol=1e-3, atol=1e-4)

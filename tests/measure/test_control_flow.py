@@ -8,6 +8,7 @@ import pytest
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups
 from adaoptax.measure.control_flow import loop_of_groups
+from adaoptax.measure.loss import describe_loss
 
 
 def dense(params, batch):
@@ -34,7 +35,7 @@ PROBLEMS = {
 )
 def test_the_program_holds_the_loop_that_is_named(loss_fn, shards, kind):
     args = PROBLEMS[loss_fn]
-    loop = loop_of_groups(loss_fn, *args, n=4, shards=shards)
+    loop = loop_of_groups(describe_loss(loss_fn), *args, (), n=4, shards=shards)
     assert loop.kind == kind
     assert ("2 convolutions" in loop.reason) == (loss_fn is convolutional)
     program = jax.jit(value_grad_and_stats(loss_fn, groups(4, shards=shards))).lower(*args)
@@ -51,9 +52,8 @@ def test_nothing_is_computed():
 
     params, batch = PROBLEMS[dense]
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (params, batch)))
-    for args in ((params, batch), shapes):
-        loop = loop_of_groups(
-            loss_fn, *args, 2.0, jax.random.key(0), n=2, has_aux=True, key_argnums=3
-        )
+    loss = describe_loss(loss_fn, has_aux=True, key_argnums=3)
+    for of_params, of_batch in ((params, batch), shapes):
+        loop = loop_of_groups(loss, of_params, of_batch, (2.0, jax.random.key(0)), n=2)
         assert loop.kind == "scan"
     assert not calls

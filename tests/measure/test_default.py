@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 from adaoptax.measure.default import default_method
-from adaoptax.measure.loss import make_loss
+from adaoptax.measure.loss import describe_loss
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
 W = jnp.ones((6, 3))
@@ -27,8 +27,8 @@ def mixing(params, x):
     return jnp.mean((y - jnp.mean(y, axis=0)) ** 2)
 
 
-def chosen(loss_fn, params=W, batch=X, args=(), mask=None, key_argnums=()):
-    return default_method(make_loss(loss_fn, False, key_argnums), params, batch, args, mask)
+def chosen(loss_fn, params=W, batch=X, args=(), mask=None, **description):
+    return default_method(describe_loss(loss_fn, **description), params, batch, args, mask)
 
 
 def test_a_cheap_loss_is_measured_exactly():
@@ -57,8 +57,18 @@ def test_extra_arguments_do_not_matter():
 
 
 @pytest.mark.parametrize(("num_rows", "n"), [(24, 8), (21, 7), (10, 5), (2, 2), (9, 3)])
-def test_a_loss_that_mixes_examples_is_measured_in_groups(num_rows, n):
-    assert chosen(mixing, batch=X[:num_rows]) == measure.groups(n)
+def test_a_loss_of_batches_is_measured_in_groups(num_rows, n):
+    assert chosen(mixing, batch=X[:num_rows], loss_kind="ghost") == measure.groups(n)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones(24, bool)])
+def test_a_loss_that_is_no_mean_of_examples_is_refused(mask):
+    """Whichever method it would be: groups would return the gradient of another function."""
+    with pytest.raises(ValueError, match=r"mixes examples.*loss_kind=\"ghost\""):
+        chosen(mixing, mask=mask)
+    with pytest.raises(ValueError, match="weighs 1 times as much"):
+        chosen(lambda params, x: jnp.sum((x @ params) ** 2), mask=mask)
+    assert chosen(mixing, loss_kind="assumed") == measure.exact()
 
 
 def test_a_masked_batch_is_measured_in_groups():
@@ -99,14 +109,14 @@ def test_several_devices_are_measured_in_groups():
 def test_the_choice_is_that_of_the_transformation():
     _, _, stats = jax.jit(adaoptax.value_grad_and_stats(dense))(W, X)
     assert stats.num_groups == 24
-    _, _, stats = jax.jit(adaoptax.value_grad_and_stats(mixing))(W, X)
+    _, _, stats = jax.jit(adaoptax.value_grad_and_stats(mixing, loss_kind="ghost"))(W, X)
     assert stats.num_groups == 8
 
 
 @pytest.mark.parametrize("num_rows", [1, 11])
 def test_a_prime_that_nothing_measures(num_rows):
     with pytest.raises(ValueError, match=rf"method=None, got {num_rows} examples.*pad the batch"):
-        chosen(mixing, batch=X[:num_rows])
+        chosen(mixing, batch=X[:num_rows], loss_kind="ghost")
 
 
 def test_a_broken_loss_says_so():

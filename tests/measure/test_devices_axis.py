@@ -190,7 +190,7 @@ def test_one_device_with_one_group_is_undefined_and_flagged() -> None:
 def test_no_real_row_anywhere() -> None:
     fn = adaoptax.value_grad_and_stats(loss_fn, measure.devices("data"))
     step = on_mesh(lambda p, b, m: fn(p, b, mask=m), in_specs=(P(), P("data"), P("data")))
-    value, grads, stats = step(PARAMS, BATCH, np.zeros(ROWS))
+    value, grads, stats = step(PARAMS, BATCH, np.zeros(ROWS, bool))
     assert np.isnan(value)
     assert np.isnan(stats.variance)
     assert float(stats.num_groups) == 0

@@ -109,7 +109,7 @@ def test_padding_only(network):
     params, batch, _ = network
     batch = {**batch, "x": np.full_like(batch["x"], np.nan)}
     fn = jax.jit(value_grad_and_stats(mlp_loss, every(2, per_example())), static_argnames="due")
-    loss, grads, stats = fn(params, batch, mask=np.zeros(ROWS), due=False)
+    loss, grads, stats = fn(params, batch, mask=np.zeros(ROWS, bool), due=False)
     assert np.isnan(loss)
     np.testing.assert_array_equal(flat(grads), 0)
     assert float(stats.num_examples) == 0

@@ -47,10 +47,10 @@ def test_the_fixture_by_hand(rows):
 def test_per_example_in_chunks_and_with_padding(chunk_size, masked):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(7, 5)) + 0.4).astype(np.float32)
-    mask = np.array([1, 1, 0, 1, 1, 1, 0]) if masked else None
-    real = x if mask is None else x[mask > 0]
+    mask = np.array([1, 1, 0, 1, 1, 1, 0], bool) if masked else None
+    real = x if mask is None else x[mask]
     if mask is not None:
-        x[mask == 0] = np.nan
+        x[~mask] = np.nan
     measure = value_grad_and_stats(
         lambda w, x: jnp.mean(x @ w), per_example(chunk_size, statistics=ASKED)
     )

@@ -80,13 +80,6 @@ def test_padding_never_counts(name, size):
     assert_measured(accumulate(steps, params, batch, size, mask), expected)
 
 
-def test_fractional_weights_of_rows():
-    params, batch = regression(ROWS)
-    weight = np.array([0.5, 2, 0, 1, 0.25, 3, 1, 0, 0.125, 1, 1.5, 0], np.float32)
-    measured = accumulate(micro_steps(regression_loss), params, batch, 1, weight)
-    assert_measured(measured, reference(regression_rows(params, batch), ROWS, weight=weight))
-
-
 def test_micro_batches_of_unequal_size_by_hand(rows):
     """Groups (1,0) and mean of (2,2), (2,−2): g = (5/3, 0), S² = 2/3, as under a mask."""
     steps = micro_steps(lambda w, x: (x @ w).mean())
@@ -346,11 +339,11 @@ def test_aux_that_has_no_fixed_size(leaf):
 def test_arguments():
     with pytest.raises(ValueError, match="micro_steps measures these only"):
         micro_steps(regression_loss, statistics=("norm", "inner"))
-    with pytest.raises(ValueError, match="key_argnums >= 2"):
+    with pytest.raises(ValueError, match="key_argnums to be positions"):
         micro_steps(regression_loss, key_argnums=1)
     params, batch = regression(4)
-    with pytest.raises(TypeError, match=r"random keys at positions \[2\]"):
+    with pytest.raises(TypeError, match=r"inputs at positions \[2\]"):
         micro_steps(regression_loss, key_argnums=2).init(params, batch)
     steps = micro_steps(regression_loss)
     with pytest.raises(ValueError, match=r"mask of shape \(4,\)"):
-        steps.add(steps.init(params, batch), params, batch, mask=np.ones(3))
+        steps.add(steps.init(params, batch), params, batch, mask=np.ones(3, bool))

@@ -77,9 +77,9 @@ def test_equals_measuring_the_rescaled_problem(name: str, masked: bool) -> None:
     method, other = METHODS[name]
     params, batch = mlp(ROWS)
     roots = some_roots(params)
-    mask: Any = np.float32(np.arange(ROWS) < 8) if masked else None
+    mask: Any = np.arange(ROWS) < 8 if masked else None
     if masked and "inner_products" in name:
-        mask = np.ones(ROWS, np.float32)
+        mask = np.ones(ROWS, bool)
     run = jax.jit(value_grad_and_stats(mlp_loss, method))
     loss, grads, stats = run(params, batch, mask=mask, preconditioner=squared(roots))
     plain = jax.jit(value_grad_and_stats(rescaled(mlp_loss, roots), other or method))

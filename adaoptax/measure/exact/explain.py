@@ -16,7 +16,7 @@ from adaoptax.measure.exact.flops import count_flops
 from adaoptax.measure.exact.planning import Plan, Root, make_plan
 from adaoptax.measure.exact.sums import forms_at_once
 from adaoptax.measure.exact.trace import trace_example
-from adaoptax.measure.loss import Loss, make_loss
+from adaoptax.measure.loss import Loss, describe_loss
 from adaoptax.measure.moments import STATISTICS, check_statistics
 from adaoptax.measure.rows import count_rows
 
@@ -94,9 +94,9 @@ EXPANDED = "repeated"
 def explain(
     loss_fn: Callable[..., Any],
     params: ArrayTree,
-    batch: ArrayTree,
-    *args: Any,
+    *inputs: Any,
     statistics: tuple[str, ...] = ("norm",),
+    batch_argnums: int | Sequence[int] = 1,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> Explanation:
@@ -108,9 +108,9 @@ def explain(
     Args:
         loss_fn: As for `value_grad_and_stats`.
         params: Parameters, or their shapes.
-        batch: A batch, or its shapes.
-        *args: Extra arguments of the loss.
+        *inputs: A batch, or its shapes, and extra arguments of the loss, in its order.
         statistics: As for `exact`.
+        batch_argnums: As for `value_grad_and_stats`.
         has_aux: As for `value_grad_and_stats`.
         key_argnums: As for `value_grad_and_stats`.
 
@@ -136,16 +136,16 @@ def explain(
         Instead, groups(8) would run as a scan: 8 groups one after another, ...
     """
     check_statistics(statistics, STATISTICS, "explain")
-    loss = make_loss(loss_fn, has_aux, key_argnums)
-    loss.check_keys(args)
+    loss = describe_loss(
+        loss_fn, batch_argnums=batch_argnums, has_aux=has_aux, key_argnums=key_argnums
+    )
+    batch, args = loss.inputs(params, inputs)
     explanation = explain_loss(loss, params, batch, args, statistics)
     divisors = [n for n in range(2, 9) if explanation.num_examples % n == 0]
     if not divisors:
         return explanation
     n = divisors[-1]
-    loop = loop_of_groups(
-        loss_fn, params, batch, *args, n=n, has_aux=has_aux, key_argnums=key_argnums
-    )
+    loop = loop_of_groups(loss, params, batch, args, n)
     return explanation._replace(groups=f"groups({n}) would run as a {loop.kind}: {loop.reason}")
 
 

@@ -23,8 +23,7 @@ from adaoptax.measure.exact.sums import Setting
 from adaoptax.measure.exact.trace import trace_example
 from adaoptax.measure.exact.walk import walk
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.moments import GroupWeights
-from adaoptax.measure.rows import check_mask, count_rows, normalised, replace_padding
+from adaoptax.measure.rows import check_mask, count_rows, replace_padding
 from adaoptax.measure.varying import vary_like
 
 
@@ -35,13 +34,13 @@ class RowMoments(NamedTuple):
         sq_norms: [n], ‖h_j‖², or None.
         inner_products: [n], Re⟨h_j, g⟩, or None.
         square_sums: Pytree like the parameters, Σ W_j |h_j|² over measured groups, or None.
-        weights: Of all groups of the batch, measured or not.
+        weight: [all groups of the batch, measured or not], their real rows.
     """
 
     sq_norms: Any
     inner_products: Any
     square_sums: Any
-    weights: GroupWeights
+    weight: jax.Array
 
 
 def measure_rows(
@@ -67,12 +66,13 @@ def measure_rows(
     dtype = _tree.scalar_dtype(params)
     weight = jnp.ones(num_rows, dtype)
     if mask is not None:
-        weight = normalised(check_mask(mask, num_rows).astype(dtype))
-        batch = replace_padding(batch, weight)
+        mask = check_mask(mask, num_rows)
+        weight = mask.astype(dtype)
+        batch = replace_padding(batch, mask)
     sums = jnp.sum(weight)
     share = weight / jnp.where(sums > 0, sums, 1)
     of_groups = lambda x: jnp.sum(x.reshape(num_groups, group_size), axis=1)
-    weights = GroupWeights(of_groups(weight), of_groups(weight**2))
+    group_weight = of_groups(weight)
     group_share = of_groups(share)[:num_measured]
     real = group_share > 0
     inverse_share = jnp.where(real, 1 / jnp.where(real, group_share, 1), 0)
@@ -96,7 +96,7 @@ def measure_rows(
         per_group(want.inner),
         [real_zeros(x) for x in leaves] if want.coordinate else None,
         # Cotangents come scaled by the share of their group in the mean.
-        weights.weight[:num_measured] * inverse_share**2,
+        group_weight[:num_measured] * inverse_share**2,
     )
     carriers = jax.tree.map(lambda zeros: vary_like(zeros, leaves[0]), carriers)
     differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
@@ -109,7 +109,7 @@ def measure_rows(
         found.sq_norms * inverse_share**2 if want.norm else None,
         found.inner_products * inverse_share if want.inner else None,
         jax.tree.unflatten(structure, found.squares) if want.coordinate else None,
-        weights,
+        group_weight,
     )
     value = jnp.where(sums > 0, value, jnp.nan)
     return (value, aux), jax.tree.unflatten(structure, grads), moments

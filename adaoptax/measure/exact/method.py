@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.devices import Devices
-from adaoptax.measure.directional import products_of_rows
 from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
 from adaoptax.measure.exact.measured import RowMoments, measure_rows
-from adaoptax.measure.loss import Loss, Measured, make_loss
+from adaoptax.measure.loss import Loss, Measured, describe_loss
 from adaoptax.measure.moments import (
     STATISTICS,
-    GroupWeights,
     Totals,
     check_statistics,
     in_metric,
     inner_scatter,
+    totals_of,
 )
-from adaoptax.measure.rows import check_two, count_rows
+from adaoptax.measure.row_products import products_of_rows, variance_of_rows
+from adaoptax.measure.rows import check_mask, check_two, count_rows
 from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
 
@@ -38,6 +38,8 @@ class Exact:
     shards: int | None
 
     def __call__(self, loss: Loss) -> Callable[..., Measured]:
+        loss.check_has_examples("adaoptax.measure.exact")
+
         def measure(params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
             check_two(num_rows)
@@ -96,10 +98,9 @@ def _mean_of_groups(products: jax.Array, mask: Any, group_size: int) -> jax.Arra
 def _stats(
     grads: ArrayTree, moments: RowMoments, probe: int | None, metric: ArrayTree | None
 ) -> GradientStats:
-    """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S² V_j/W_j² and E‖g‖² = ‖∇F‖² + S² V/W²."""
-    whole = moments.weights.totals()
-    weights = GroupWeights(*(x[:probe] for x in moments.weights))
-    measured = weights.totals()
+    """Statistics of the batch; with E‖h_j‖² = ‖∇F‖² + S²/W_j and E‖g‖² = ‖∇F‖² + S²/W."""
+    weight = moments.weight[:probe]
+    whole, measured = totals_of(moments.weight), totals_of(weight)
     sq_norm = _tree.sq_norm(grads, metric)
 
     def unbiased(sum_of_squares: jax.Array, square: jax.Array) -> jax.Array:
@@ -115,12 +116,12 @@ def _stats(
         coordinate = jax.tree.map(unbiased, moments.square_sums, squares)
         variance = _tree.weighed_total(coordinate, metric)
     if moments.sq_norms is not None:
-        variance = unbiased(jnp.sum(weights.weight * moments.sq_norms), sq_norm)
+        variance = unbiased(jnp.sum(weight * moments.sq_norms), sq_norm)
     if moments.inner_products is not None:
         products = moments.inner_products - sq_norm
-        inner = measured.unbiased(inner_scatter(products, weights.weight)).astype(sq_norm.dtype)
+        inner = measured.unbiased(inner_scatter(products, weight)).astype(sq_norm.dtype)
     return GradientStats(
-        num_examples=whole.num_examples.astype(sq_norm.dtype),
+        num_examples=whole.weight.astype(sq_norm.dtype),
         num_groups=measured.num_groups.astype(sq_norm.dtype),
         sq_norm=sq_norm,
         variance=(jnp.full([], jnp.nan) if variance is None else variance).astype(sq_norm.dtype),
@@ -131,8 +132,7 @@ def _stats(
 
 def _of_probe(scatter: jax.Array, measured: Totals, whole: Totals) -> jax.Array:
     """Unbiased for some of the groups, though the mean gradient holds them all; may be negative."""
-    weight = jnp.where(whole.weight > 0, whole.weight, 1)
-    freedom = measured.within - measured.weight / weight * (whole.sq_weight / weight)
+    freedom = measured.num_groups - measured.weight / jnp.where(whole.weight > 0, whole.weight, 1)
     enough = (measured.num_groups > 1) & (freedom > 0)
     return jnp.where(enough, scatter / jnp.where(enough, freedom, 1), jnp.nan)
 
@@ -222,63 +222,102 @@ class PerExampleMoments(NamedTuple):
 
     Attributes:
         sq_norms: [B], :math:`\lVert g_i \rVert^2`; None unless asked for.
-        inner_products: [B], :math:`\operatorname{Re} \langle g_i, g \rangle`; None unless asked
-            for.
-        square_sums: Pytree like the parameters, :math:`\sum_i w_i |g_i|^2` per coordinate, with
-            the weights :math:`w_i` of the mask (over their maximum); None unless asked for.
+        inner_products: [B], :math:`\operatorname{Re} \langle g_i, v \rangle`, with :math:`v` the
+            direction or else :math:`g`; None unless asked for.
+        square_sums: Pytree like the parameters, :math:`\sum_i |g_i|^2` per coordinate over real
+            examples; None unless asked for.
+        inner_product_variance: Unbiased variance of `inner_products` over real examples; NaN for
+            fewer than two, None unless asked for.
     """
 
     sq_norms: jax.Array | None
     inner_products: jax.Array | None
     square_sums: ArrayTree | None
+    inner_product_variance: jax.Array | None
 
 
 def per_example_moments(
     loss_fn: Callable[..., Any],
     statistics: tuple[str, ...] = ("norm",),
     *,
+    loss_kind: str = "separable",
+    batch_argnums: int | Sequence[int] = 1,
+    weights_of: Callable[..., Any] | None = None,
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> Callable[..., tuple[Any, ArrayTree, PerExampleMoments]]:
-    """Norms and inner products of every example's gradient, by the algorithm of `exact`.
+    r"""Norms and inner products of every example's gradient, by the algorithm of `exact`.
 
     For all that needs the examples one by one: importance sampling, finding outliers and wrong
     labels, leave-one-out tests, histograms of gradient norms.
 
+    With a direction :math:`v` the inner products are those with it, by one forward-mode pass: the
+    update that an optimizer has formed (does the complete step descend for every example?), its
+    momentum, the gradient of held-out data.
+
     Args:
         loss_fn: ``loss_fn(params, batch, *args)``, the mean loss over the leading axis of `batch`.
         statistics: Any of ``"norm"``, ``"inner"``, ``"coordinate"``.
+        loss_kind: ``"separable"`` or ``"assumed"``, as for `value_grad_and_stats`.
+        batch_argnums: As for `value_grad_and_stats`.
+        weights_of: As for `value_grad_and_stats`.
         has_aux: As for `value_grad_and_stats`.
-        key_argnums: As for `value_grad_and_stats`.
+        key_argnums: As for `value_grad_and_stats`. The products with a direction are of the draws
+            that `per_example` takes.
 
     Returns:
-        ``f(params, batch, *args, mask=None)`` → ``(loss, grads, moments)`` or
+        ``f(params, batch, *args, mask=None, direction=None)`` → ``(loss, grads, moments)`` or
         ``((loss, aux), grads, moments)``, with `PerExampleMoments`. Rows that are masked have
-        moments of zero.
+        moments of zero. `direction` is a pytree like `params`, in the convention of `jax.grad`: for
+        complex parameters that is the conjugate of what is added to them. It raises ValueError for
+        a direction of another shape, or without ``"inner"``.
 
     Raises:
-        ValueError: If a name in `statistics` is unknown, or `key_argnums` points at `params` or
-            `batch`.
+        ValueError: If a name in `statistics` is unknown, or the loss is described wrongly.
+        NotImplementedError: If there is `weights_of`.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
-        >>> measure = adaoptax.measure.per_example_moments(lambda w, x: (x @ w).mean())
-        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])
-        >>> loss, grads, moments = measure(jnp.ones(2), rows)
-        >>> moments.sq_norms.tolist()
-        [1.0, 9.0, 8.0, 8.0]
+        >>> moments_of = adaoptax.measure.per_example_moments(
+        ...     lambda w, x: (x @ w).mean(), ("norm", "inner"))
+        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
+        >>> loss, grads, moments = moments_of(jnp.ones(2), rows)
+        >>> moments.sq_norms.tolist(), moments.inner_products.tolist()
+        ([1.0, 9.0, 8.0, 8.0], [2.0, 6.0, 4.0, 4.0])
+        >>> loss, grads, moments = moments_of(jnp.ones(2), rows, direction=jnp.array([0., 1.]))
+        >>> moments.inner_products.tolist(), round(float(moments.inner_product_variance), 3)
+        ([0.0, 0.0, 2.0, -2.0], 2.667)
     """
     check_statistics(statistics, STATISTICS, "per_example_moments")
-    loss = make_loss(loss_fn, has_aux, key_argnums)
+    loss = describe_loss(
+        loss_fn,
+        loss_kind=loss_kind,
+        batch_argnums=batch_argnums,
+        weights_of=weights_of,
+        has_aux=has_aux,
+        key_argnums=key_argnums,
+    )
+    loss.check_has_examples("adaoptax.measure.per_example_moments")
+    want = Want.of(statistics)
 
     def measured(
-        params: ArrayTree, batch: ArrayTree, *args: Any, mask: Any = None
+        params: ArrayTree, *inputs: Any, mask: Any = None, direction: ArrayTree | None = None
     ) -> tuple[Any, ArrayTree, PerExampleMoments]:
-        loss.check_keys(args)
-        (value, aux), grads, moments = measure_rows(
-            loss, params, batch, args, mask, want=Want.of(statistics)
-        )
-        found = PerExampleMoments(moments.sq_norms, moments.inner_products, moments.square_sums)
+        batch, args = loss.inputs(params, inputs)
+        if direction is not None and not want.inner:
+            raise ValueError(
+                f'Expected statistics with "inner" for a direction, got {statistics=}: inner'
+                " products are what a direction is for."
+            )
+        here = want if direction is None else want._replace(inner=False)
+        (value, aux), grads, moments = measure_rows(loss, params, batch, args, mask, want=here)
+        products, variance = moments.inner_products, None
+        if direction is not None:
+            products = products_of_rows(loss, params, batch, direction, args, mask)
+        if products is not None:
+            real = None if mask is None else check_mask(mask, count_rows(batch))
+            variance = variance_of_rows(products, real)
+        found = PerExampleMoments(moments.sq_norms, products, moments.square_sums, variance)
         return ((value, aux) if has_aux else value), grads, found
 
     return jax.named_call(measured, name="per_example_moments")

@@ -15,8 +15,8 @@ MIXES = """\
 Expected loss_fn to be a mean of one loss per example, got a loss that mixes examples: {what}. \
 This is what BatchNorm in training mode does, a contrastive loss, a whitened advantage, or a mean \
 over the real tokens of the whole batch (divide each example by its own count, or by a constant). \
-No example has a gradient of its own then: measure with adaoptax.measure.groups(n), whose groups \
-are real small batches."""
+No example has a gradient of its own then. If every group may be a batch of its own, measure with \
+adaoptax.measure.groups(n) and loss_kind="ghost"; if you know better, pass loss_kind="assumed"."""
 
 SCALE = """\
 Expected loss_fn to be the mean over the examples of the batch, got a loss in which an example \
@@ -31,7 +31,8 @@ Expected loss_fn to take a batch of any length, got {error} with {large} example
 def check_separable(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
     """Raises ValueError unless the loss of a batch is the mean of the losses of its examples.
 
-    The loss is traced twice, with B and with 2B rows, and never run. What cannot be told passes.
+    The loss is traced twice, with B and with 2B rows, and never run. What cannot be told passes,
+    and so does a loss of kind ``"assumed"``.
 
     Args:
         loss: The loss.
@@ -43,6 +44,8 @@ def check_separable(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple
         ValueError: If a value of one example meets that of another, other than in the mean; if
             the loss is no mean; or if it takes only batches of this length.
     """
+    if loss.kind == "assumed":
+        return
     traces = two_traces(loss, params, batch, args)
     if traces is None:
         return

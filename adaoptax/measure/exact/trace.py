@@ -25,7 +25,7 @@ class Traced(NamedTuple):
 
 def trace_example(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Traced:
     """Traces `loss` on a batch of one row; `args` hold one key for each row."""
-    is_key = [2 + i in loss.key_argnums for i in range(len(args))]
+    is_key = loss.is_key(args)
     keys = [arg for arg, key in zip(args, is_key, strict=True) if key]
     shared = [arg for arg, key in zip(args, is_key, strict=True) if not key]
 

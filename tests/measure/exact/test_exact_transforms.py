@@ -101,7 +101,7 @@ def test_one_compilation_and_no_transfers():
     """Whatever the mask, and with nothing read back by the host."""
     step: Any = jax.jit(lambda params, x, mask: measured(params, x, mask=mask))
     params, x = jax.device_put((PARAMS, X))
-    masks = jax.device_put([np.ones(6, np.float32), np.array([1, 0, 1, 1, 0, 0.5], np.float32)])
+    masks = jax.device_put([np.ones(6, bool), np.array([1, 0, 1, 1, 0, 1], bool)])
     with jax.transfer_guard("disallow"):
         for mask in masks:
             found = step(params, x, mask)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from adaoptax.measure.exact.dependence.walk import Different
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
-from adaoptax.measure.loss import Loss
+from adaoptax.measure.loss import describe_loss
 
 ROWS = 6
 PARAMS = jnp.linspace(-1, 1, 40).reshape(8, 5)
@@ -27,13 +27,13 @@ cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 def check(loss_fn, params=PARAMS, batch=BATCH, args=(), has_aux=False):
-    check_separable(Loss(loss_fn, has_aux, ()), params, batch, args)
+    check_separable(describe_loss(loss_fn, has_aux=has_aux), params, batch, args)
 
 
 def follow(loss_fn, params=PARAMS, batch=BATCH, args=()):
     """What is known of the loss; None if its two traces differ."""
     try:
-        traces = two_traces(Loss(loss_fn, False, ()), params, batch, args)
+        traces = two_traces(describe_loss(loss_fn), params, batch, args)
         return traces and dependence(*traces, len(jax.tree.leaves(params)))
     except Different:
         return None

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
-from adaoptax.measure.loss import Loss
+from adaoptax.measure.loss import describe_loss
 
 pytestmark = pytest.mark.sampled
 
@@ -148,7 +148,7 @@ def nnx_split(norm, training=True):
 
 
 def check(loss_fn, params, batch, args):
-    check_separable(Loss(loss_fn, False, ()), params, batch, args)
+    check_separable(describe_loss(loss_fn), params, batch, args)
 
 
 SEPARATE = {
@@ -172,7 +172,7 @@ SEPARATE = {
 def test_models_without_batchnorm_pass(name):
     loss_fn, params, batch, args = SEPARATE[name]()
     check(loss_fn, params, batch, args)
-    traces = two_traces(Loss(loss_fn, False, ()), params, batch, args)
+    traces = two_traces(describe_loss(loss_fn), params, batch, args)
     assert traces is not None
     value = dependence(*traces, len(jax.tree.leaves(params)))
     assert (value.unknown, value.mixed, value.soft) == (False, None, None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaoptax.measure.exact.mixing import check_separable
-from adaoptax.measure.loss import Loss
+from adaoptax.measure.loss import describe_loss
 
 ROWS, WIDTH = 4, 3
 RNG = np.random.default_rng(0)
@@ -109,7 +109,7 @@ ENDS = FOLLOWED_ENDS | {
 
 def alarm(loss):
     try:
-        check_separable(Loss(loss, False, ()), jnp.ones([]), jnp.asarray(ROWS_OF_DATA), ())
+        check_separable(describe_loss(loss), jnp.ones([]), jnp.asarray(ROWS_OF_DATA), ())
     except ValueError as error:
         return str(error)
     return None

@@ -223,14 +223,6 @@ def padding_with_garbage(draw: Draw) -> Entry:
 
 
 @entry
-def fractional_weights(draw: Draw) -> Entry:
-    params, batch = small(draw)
-    mask = np.array([1.0, 0.25, 0.0, 2.0, 0.5], np.float32)
-    batch["x"][2] = np.inf
-    return Entry(small_loss, params, batch, mask=mask)
-
-
-@entry
 def large_and_small_rows(draw: Draw) -> Entry:
     """Gradients of very different size: nothing of the small ones may come from rounding."""
 

@@ -2,10 +2,11 @@ r"""Inner products of every example's gradient with one direction, without those
 
 The derivative of the losses of B examples along :math:`v` is all :math:`\langle g_i, v \rangle` at
 once. Forward mode carries it through the model beside the losses, with parameters and direction
-shared by all examples: about two forward passes, no backward one, no gradient of any example.
+shared by all examples: about two forward passes, no backward one, no gradient of any example
+(Baydin et al., `Gradients without Backpropagation <https://arxiv.org/abs/2202.08587>`_, 2022).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,66 +16,9 @@ from jax.typing import ArrayLike
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.loss import Loss, make_loss
+from adaoptax.measure.loss import Loss
 from adaoptax.measure.rows import check_mask, count_rows, replace_padding
-
-
-def directional(
-    loss_fn: Callable[..., Any],
-    params: ArrayTree,
-    batch: ArrayTree,
-    direction: ArrayTree,
-    *args: Any,
-    has_aux: bool = False,
-    key_argnums: int | Sequence[int] = (),
-    mask: ArrayLike | None = None,
-) -> jax.Array:
-    r"""The inner product of every per-example gradient with `direction`, by one jvp.
-
-    .. math:: \operatorname{Re} \langle \nabla \ell_i, v \rangle, \qquad i = 1 \dots B
-
-    The direction may be anything shaped like the parameters: the mean gradient, the update that an
-    optimizer has formed (does the *complete* step descend for every example?), its momentum, the
-    gradient of held-out data. Beside a gradient of the same batch it costs about half of it.
-
-    The loss is called on batches of **one** row, as by `per_example`. The products have the
-    precision in which the model computes, and are summed up to at least float32 on return.
-
-    Args:
-        loss_fn: ``loss_fn(params, batch, *args)``, the mean loss over the rows of `batch`.
-        params: Pytree of parameters.
-        batch: Pytree of arrays with a leading axis of B rows.
-        direction: Pytree like `params`, in the convention of `jax.grad`: for complex parameters
-            that is the conjugate of what is added to them.
-        *args: What else `loss_fn` takes.
-        has_aux: Whether `loss_fn` returns ``(loss, aux)``; `aux` is dropped.
-        key_argnums: Positions in `loss_fn` of random keys, as in `value_grad_and_stats`. Every
-            example gets the draw that `per_example` gives it under the same key.
-        mask: [B], zero for padding, whose product is 0 whatever it holds.
-
-    Returns:
-        [B], float32 (float64 where parameters are).
-
-    Raises:
-        ValueError: If `direction` is not shaped like `params`, leaves of `batch` differ in length,
-            or `mask` has another shape.
-
-    Examples:
-        >>> import jax, jax.numpy as jnp
-        >>> from adaoptax import measure
-        >>> loss_fn = lambda w, x: (x @ w).mean()
-        >>> rows = jnp.array([[1., 0.], [3., 0.], [2., 2.], [2., -2.]])  # per-example gradients
-        >>> gradient = jax.grad(loss_fn)(jnp.ones(2), rows)
-        >>> measure.directional(loss_fn, jnp.ones(2), rows, gradient).tolist()
-        [2.0, 6.0, 4.0, 4.0]
-
-    References:
-        Baydin et al., `Gradients without Backpropagation <https://arxiv.org/abs/2202.08587>`_,
-        2022 (forward mode for directional derivatives).
-    """
-    loss = make_loss(loss_fn, has_aux, key_argnums)
-    loss.check_keys(args)
-    return products_of_rows(loss, params, batch, direction, args, mask)
+from adaoptax.stats import unbiased
 
 
 def products_of_rows(
@@ -90,7 +34,19 @@ def products_of_rows(
     losses = lambda p: loss.of_rows(p, batch, args)[0]
     products = jax.jvp(losses, (params,), (tangent,))[1]
     products = products.astype(_tree.scalar_dtype(params))
-    return products if mask is None else jnp.where(mask > 0, products, 0)
+    return products if mask is None else jnp.where(mask, products, 0)
+
+
+def variance_of_rows(
+    products: jax.Array,
+    mask: jax.Array | None,
+    add_up: Callable[[ArrayTree], ArrayTree] = lambda sums: sums,
+) -> jax.Array:
+    """Unbiased variance of the `products` of real rows; `add_up` sums over devices, if any."""
+    weight = jnp.ones_like(products) if mask is None else mask.astype(products.dtype)
+    count, total = add_up((jnp.sum(weight), jnp.sum(weight * products)))
+    mean = total / jnp.where(count > 0, count, 1)
+    return unbiased(add_up(jnp.sum(weight * (products - mean) ** 2)), count)
 
 
 def _like(params: ArrayTree, direction: ArrayTree) -> ArrayTree:
@@ -125,7 +81,7 @@ def leave_one_out(
     Args:
         inner_products: [B], :math:`\langle g_i, g \rangle` with the mean gradient.
         sq_norms: [B], :math:`\lVert g_i \rVert^2`.
-        mask: [B], the weights of the examples in the mean gradient, zero for padding.
+        mask: [B], False for padding.
 
     Returns:
         [B], float32 or wider; 0 for padding, NaN if there is only one real example.
@@ -153,10 +109,7 @@ def leave_one_out(
             f"Expected inner_products of at least 2 examples, got {num_rows}: without it there"
             " is no other to compare with."
         )
-    weight = jnp.ones(num_rows) if mask is None else check_mask(mask, num_rows)
-    weight = weight.astype(products.dtype)
-    total, real = jnp.sum(weight), weight > 0
-    others = jnp.sum(real) > 1
-    rest = jnp.where(real & others, total - weight, jnp.nan)
-    without = (total * products - weight * squares) / rest
-    return jnp.where(real, without, 0)
+    real = jnp.ones(num_rows, bool) if mask is None else check_mask(mask, num_rows)
+    count = jnp.sum(real, dtype=products.dtype)
+    others = jnp.where(count > 1, count - 1, jnp.nan)
+    return jnp.where(real, (count * products - squares) / others, 0)
