@@ -4,15 +4,21 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
 
-from adaoptax.loop.loader import Batch, BatchLoader
-from adaoptax.loop.outputs import Number, finish_reading, from_text, start_reading, to_text
+from adaoptax.loop.loader import BatchLoader
+from adaoptax.loop.outputs import finish_reading, start_reading
 from adaoptax.loop.policy import GrowthPolicy
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.rows import Batch
+from adaoptax.loop.saved_state import (
+    require_keys,
+    require_version,
+    saved_count,
+    saved_number,
+    to_strict,
+)
 
 _VERSION = 1
 
@@ -231,7 +237,7 @@ class AdaptiveLoop:
         if self._unread is not None:
             numbers = finish_reading(self._unread.output)
             self._unread = self._unread._replace(output=dict(numbers))
-            unread = {**self._unread._asdict(), "output": to_text(numbers)}
+            unread = {**self._unread._asdict(), "output": to_strict(numbers)}
         return {
             "version": _VERSION,
             "loader": self.loader.get_state(),
@@ -251,7 +257,7 @@ class AdaptiveLoop:
             ValueError: If the state is damaged, or was saved with another loader or policy.
         """
         require_keys("state", state, ["version", "loader", "policy", "unread"])
-        require_equal("version", state["version"], _VERSION, "use the version that saved it.")
+        require_version(state, _VERSION)
         unread = None if state["unread"] is None else _saved_unread(state["unread"])
         here, loader_here = self.policy.get_state(), self.loader.get_state()
         self.policy.set_state(state["policy"])
@@ -294,13 +300,8 @@ class AdaptiveLoop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
             self.close()
         else:  # the last step may be what failed: do not wait for it
             self._close_callbacks()
@@ -333,11 +334,17 @@ def _require_fit(loader: BatchLoader, size: int) -> None:
 
 def _saved_unread(saved: Any) -> _Unread:
     require_keys("state['unread']", saved, _Unread._fields)
-    numbers: dict[str, Number] = from_text(saved["output"])
+    output = saved["output"]
+    if not isinstance(output, Mapping):
+        raise ValueError(
+            f"Expected output to be a dict of numbers, got {type(output).__name__} saved: the "
+            "saved state is damaged."
+        )
+    numbers = {name: saved_number(name, number) for name, number in output.items()}
     step, examples, size = (saved_count(saved, key) for key in ("step", "examples", "batch_size"))
     if size > examples:
         raise ValueError(
-            f"Expected batch_size <= examples={examples}, got batch_size={size} saved: the saved "
-            "state is damaged."
+            f"Expected batch_size <= examples={examples}, got batch_size={size} saved: the "
+            "saved state is damaged."
         )
-    return _Unread(step, examples, size, dict(numbers))
+    return _Unread(step, examples, size, numbers)

@@ -11,9 +11,8 @@ import numpy as np
 from jax import NamedSharding, P
 
 from adaoptax._numbers import round_up
-from adaoptax.loop.loader import Batch
 from adaoptax.loop.processes import data_process, global_batch, num_parts
-from adaoptax.loop.rows import num_rows
+from adaoptax.loop.rows import Batch, num_rows
 
 
 @dataclasses.dataclass(frozen=True)

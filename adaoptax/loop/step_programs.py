@@ -10,7 +10,7 @@ from jax import NamedSharding
 
 from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
-from adaoptax.loop.loader import Batch
+from adaoptax.loop.rows import Batch
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState
 

@@ -338,8 +338,8 @@ def test_refuses_damaged_states_and_stays(change, message):
     ("change", "message"),
     [
         ({"output": None}, "Expected output to be a dict of numbers, got NoneType"),
-        ({"output": {"loss": "much"}}, "Expected a number as output, got loss='much'"),
-        ({"output": {"loss": [1]}}, "Expected a number as output, got loss="),
+        ({"output": {"loss": "much"}}, "Expected loss to be a number, got loss='much'"),
+        ({"output": {"loss": [1]}}, "Expected loss to be a number, got loss="),
         ({"step": -1}, "Expected step >= 0"),
         ({"step": 2}, r"the last of the loader, \(step, examples\)=\(3, 32\), got \(2, 32\)"),
         ({"batch_size": 10**6}, "Expected batch_size <= examples"),

@@ -194,7 +194,7 @@ class FullDisk(io.FileIO):
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> type[FullDisk]:
     opened = lambda path, mode, buffering: FullDisk(path, mode)
-    monkeypatch.setattr("adaoptax.loop.append_file.open", opened, raising=False)
+    monkeypatch.setattr("adaoptax.loop.json_lines.open", opened, raising=False)
     monkeypatch.setattr(FullDisk, "room", 10**9)
     return FullDisk
 
