@@ -1,4 +1,4 @@
-"""Sources of the tests: they note what is read, fail when they are told to, and save their place."""
+"""Sources for tests: they note what is read, fail when told to, and save their place."""
 
 import threading
 from typing import Any

@@ -6,6 +6,7 @@ import json
 import grain
 import numpy as np
 import pytest
+from fake_sources import StateDict, cut
 
 from adaoptax.loop import BatchLoader
 
@@ -20,25 +21,6 @@ def arrays():
     return {"x": np.repeat(np.arange(N, dtype=np.float32)[:, None], 2, 1), "y": np.arange(N)}
 
 
-class StateDict:
-    """Like a Hugging Face IterableDataset: a loaded state holds from the next `iter` on."""
-
-    def __init__(self):
-        self.place, self.start = 0, 0
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        for place in range(start, -(-N // 4)):
-            self.place = place + 1
-            yield {name: leaf[4 * place : 4 * place + 4] for name, leaf in arrays().items()}
-
-    def state_dict(self):
-        return {"place": self.place}
-
-    def load_state_dict(self, state):
-        self.start = state["place"]
-
-
 def map_dataset():
     return grain.MapDataset.source(examples()).seed(1).shuffle()
 
@@ -51,7 +33,7 @@ SOURCES = {
     "grain filter": lambda: (
         map_dataset().to_iter_dataset().filter(lambda example: example["y"] % 5 != 0).batch(4)
     ),
-    "state_dict": StateDict,
+    "state_dict": lambda: StateDict(cut(arrays(), 4)),
 }
 SIZES = [4, 4, 4, 8, 8, 8, 16, 16, 16, 32]
 
@@ -112,12 +94,13 @@ def test_state_is_plain_and_fresh():
 
 
 def test_restored_state_is_not_shared_with_the_iterator():
-    loader = BatchLoader(StateDict(), 4)
+    loader = BatchLoader(SOURCES["state_dict"](), 4)
     next(loader)
     state = loader.get_state()
+    saved = copy.deepcopy(state)
     loader.set_state(state)
     next(loader)
-    assert state["stream"]["iterator"] == {"place": 1}
+    assert state == saved
 
 
 def change(path, value):
@@ -127,10 +110,7 @@ def change(path, value):
         inner = state
         for parent in parents:
             inner = inner[parent]
-        if value is KeyError:
-            del inner[last]
-        else:
-            inner[last] = value
+        inner[last] = value
         return state
 
     return apply
@@ -140,20 +120,14 @@ def change(path, value):
     ("damage", "message"),
     [
         (change("version", 2), "Expected version=1 as here, got version=2 saved"),
-        (change("version", KeyError), "the key 'version'"),
-        (change("step", KeyError), "the key 'step'"),
         (change("step", -1), "Expected step >= 0, got step=-1"),
         (change("step", 1.5), "Expected step to be a whole number"),
-        (change("batch_size", KeyError), "the key 'batch_size'"),
         (change("batch_size", 6), "multiple of micro_batch_size=4, got batch_size=6"),
         (change("batch_size", 0), "multiple of micro_batch_size=4, got batch_size=0"),
         (change("batch_size", 64), "batch_size <= max_batch_size=32, got batch_size=64"),
         (change("micro_batch_size", 8), "Expected micro_batch_size=4 as here, got"),
-        (change("stream", KeyError), "the key 'stream'"),
         (change("stream", [1]), r"Expected state\['stream'\] to be a dict"),
         (change("stream.kind", "iterator"), "Expected kind='index' as here, got kind='iterator'"),
-        (change("stream.kind", KeyError), "the key 'kind'"),
-        (change("stream.cursor", KeyError), "the key 'cursor'"),
         (change("stream.cursor", "9"), "Expected cursor to be a whole number, got cursor='9'"),
         (change("stream.cursor", 10**6), "Expected cursor <= 309"),
         (change("stream.seed", 8), "Expected seed=7 as here, got seed=8 saved"),
@@ -162,7 +136,6 @@ def change(path, value):
         (change("stream.num_epochs", 2), "Expected num_epochs=3 as here, got num_epochs=2"),
         (change("stream.num_epochs", None), "got num_epochs=None saved"),
         (change("stream.cursor", 12), "got a checksum that does not fit"),
-        (change("stream.checksum", KeyError), "the key 'checksum'"),
         (change("stream.fingerprint", 1), "Expected fingerprint=.*other data"),
         (lambda state: json.dumps(state), "Expected state to be a dict"),
         (lambda state: None, "Expected state to be a dict"),
@@ -225,13 +198,13 @@ class Careless(StateDict):
     """Has already moved when it finds that a state is not its own."""
 
     def load_state_dict(self, state):
-        self.place = self.start = 17
+        self.place = self.start = 17  # of 26
         super().load_state_dict(state)
 
 
 def test_refuses_a_state_that_an_iterator_does_not_take():
-    loader = BatchLoader(Careless(), 4)
-    expected = take(BatchLoader(StateDict(), 4), [8, 8])
+    loader = BatchLoader(Careless(cut(arrays(), 4)), 4)
+    expected = take(BatchLoader(SOURCES["state_dict"](), 4), [8, 8])
     assert take(loader, [8]) == expected[:1]
     state = loader.get_state()
     foreign = BatchLoader(map_dataset().batch(4).to_iter_dataset(), 4).get_state()
