@@ -115,7 +115,6 @@ def accumulate(
             )
         rows = (largest,) if how == "padded" else capacities(micro, largest)
     micro_batches = MicroBatches(micro, rows, sharding)
-    micro_batches.check_sharding()
     steps = micro_steps(
         loss_fn, method, statistics=statistics, has_aux=has_aux, key_argnums=key_argnums
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from adaoptax._tree import ArrayTree
-from adaoptax.loop.ahead import (
+from adaoptax.loop.compile_ahead import (
     Compiled,
     Progress,
     compile_ahead,

@@ -14,7 +14,7 @@ from adaoptax.loop.policy import GrowthPolicy
 from adaoptax.loop.rows import Batch
 from adaoptax.loop.saved_state import (
     require_keys,
-    require_version,
+    require_layout,
     saved_count,
     saved_number,
     to_strict,
@@ -256,8 +256,7 @@ class AdaptiveLoop:
         Raises:
             ValueError: If the state is damaged, or was saved with another loader or policy.
         """
-        require_keys("state", state, ["version", "loader", "policy", "unread"])
-        require_version(state, _VERSION)
+        require_layout(state, _VERSION, ["loader", "policy", "unread"])
         unread = None if state["unread"] is None else _saved_unread(state["unread"])
         here, loader_here = self.policy.get_state(), self.loader.get_state()
         self.policy.set_state(state["policy"])

@@ -13,8 +13,8 @@ from adaoptax.loop.processes import RowBlock
 from adaoptax.loop.rows import checksum_of_rows, join_micro_batches
 from adaoptax.loop.saved_state import (
     require_equal,
-    require_keys,
     require_seal,
+    require_stream,
     saved_count,
     sealed,
 )
@@ -60,7 +60,7 @@ class IndexStream:
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
         """Returns this process's rows of the next batch and the batch's number of examples.
 
-        At the end of the data there are fewer. Does not move.
+        At the end of the data there are fewer. The place stays until `advance`.
         """
         if self._closed:
             raise RuntimeError("Expected an open loader, got one after close(): make a new one.")
@@ -170,9 +170,7 @@ class IndexStream:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved place, or raises ValueError and stays."""
-        require_keys("state['stream']", state, ["kind"])
-        require_equal(state, "kind", "index", "pass the kind of source it was saved with.")
-        require_keys("state['stream']", state, [*_SEALED, "num_epochs", "fingerprint", "checksum"])
+        require_stream(state, "index", [*_SEALED, "num_epochs", "fingerprint"])
         cursor = saved_count(state, "cursor")
         again = "the order of the examples would differ; pass the saved value to BatchLoader."
         require_equal(state, "seed", self._seed, again)

@@ -11,9 +11,8 @@ from adaoptax.loop.processes import RowBlock
 from adaoptax.loop.rows import SameKind, join_micro_batches, num_rows
 from adaoptax.loop.saved_state import (
     from_plain,
-    require_equal,
-    require_keys,
     require_seal,
+    require_stream,
     saved_count,
     sealed,
     to_plain,
@@ -139,7 +138,7 @@ class IteratorStream:
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
         """Returns this process's rows of the next batch and the batch's number of examples.
 
-        At the end of the data there are fewer. Does not move.
+        At the end of the data there are fewer. The place stays until `advance`.
         """
         if self._ended:
             raise StopIteration
@@ -217,9 +216,7 @@ class IteratorStream:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved place, or raises ValueError and stays."""
-        require_keys("state['stream']", state, ["kind"])
-        require_equal(state, "kind", "iterator", "pass the kind of source it was saved with.")
-        require_keys("state['stream']", state, [*_SEALED, "checksum"])
+        require_stream(state, "iterator", _SEALED)
         cursor = saved_count(state, "cursor")
         if not isinstance(state["ended"], bool):
             raise ValueError(

@@ -12,12 +12,7 @@ from adaoptax.loop.iterator_stream import IteratorStream, as_saving_iterator
 from adaoptax.loop.permutation import seed_number
 from adaoptax.loop.processes import RowBlock, row_block
 from adaoptax.loop.rows import Batch, pad_rows
-from adaoptax.loop.saved_state import (
-    require_equal,
-    require_keys,
-    require_version,
-    saved_count,
-)
+from adaoptax.loop.saved_state import require_equal, require_layout, saved_count
 from adaoptax.loop.sizes import checked_max, checked_pad_to
 from adaoptax.loop.sources import as_random_access
 from adaoptax.typing import Scalar
@@ -282,10 +277,7 @@ class BatchLoader:
             >>> bool((next(loader).data == first.data).all())
             True
         """
-        require_keys(
-            "state", state, ["version", "step", "batch_size", "micro_batch_size", "stream"]
-        )
-        require_version(state, _VERSION)
+        require_layout(state, _VERSION, ["step", "batch_size", "micro_batch_size", "stream"])
         remedy = "pass the saved value to BatchLoader."
         require_equal(state, "micro_batch_size", self._micro, remedy)
         step, batch_size = saved_count(state, "step"), saved_count(state, "batch_size")

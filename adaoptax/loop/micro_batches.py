@@ -22,20 +22,15 @@ class MicroBatches:
     Attributes:
         size: Examples of a micro-batch, over all processes.
         capacities: Row counts that have a program; None for any whole number of micro-batches.
-        sharding: Where rows lie; None for the device of the parameters.
+        sharding: Where rows lie; None for the device of the parameters. Its devices have to divide
+            a micro-batch.
     """
 
     size: int
     capacities: tuple[int, ...] | None
     sharding: NamedSharding | None
 
-    @functools.cached_property
-    def processes(self) -> int:
-        """Processes that hold different rows."""
-        return 1 if self.sharding is None else data_process(self.sharding)[1]
-
-    def check_sharding(self) -> None:
-        """Raises ValueError where the devices cannot share a micro-batch."""
+    def __post_init__(self) -> None:
         if self.sharding is None:
             return
         if not isinstance(self.sharding, NamedSharding):
@@ -50,6 +45,11 @@ class MicroBatches:
                 f" {self.sharding.spec}, got micro_batch_size={self.size}: every device holds rows"
                 f" of every micro-batch; pass micro_batch_size={round_up(self.size, parts)}."
             )
+
+    @functools.cached_property
+    def processes(self) -> int:
+        """Processes that hold different rows."""
+        return 1 if self.sharding is None else data_process(self.sharding)[1]
 
     def count(self, batch: Batch) -> int:
         """Micro-batches in what the loader of this process delivered; the same everywhere."""

@@ -6,13 +6,7 @@ from typing import Any
 
 from adaoptax._numbers import real_number, whole_number
 from adaoptax._validate import is_number
-from adaoptax.loop.saved_state import (
-    require_keys,
-    require_version,
-    saved_count,
-    saved_number,
-    to_strict,
-)
+from adaoptax.loop.saved_state import require_layout, saved_count, saved_number, to_strict
 from adaoptax.loop.sizes import Bounds, Grid, SizeOrSchedule
 from adaoptax.typing import Scalar
 
@@ -322,9 +316,8 @@ class GrowthPolicy:
             16
         """
         names = {name: name.lstrip("_") for name in _COUNTS}
-        keys = ["version", "batch_size", "required_batch_size", "since_change", *names.values()]
-        require_keys("state", state, keys)
-        require_version(state, _VERSION)
+        keys = ["batch_size", "required_batch_size", "since_change", *names.values()]
+        require_layout(state, _VERSION, keys)
         size, clock = saved_count(state, "batch_size"), saved_count(state, "clock")
         low, high = self._bounds.at(clock)
         if not (low <= size <= high and self._grid.up(size) == size):

@@ -128,17 +128,25 @@ def require_keys(name: str, state: Any, keys: Iterable[str]) -> None:
         )
 
 
+def require_layout(state: Any, version: int, keys: Iterable[str]) -> None:
+    """Raises ValueError unless `state` has all `keys` and the layout that this version reads."""
+    require_keys("state", state, ["version", *keys])
+    require_equal(state, "version", version, "use the version that saved it.")
+
+
+def require_stream(state: Any, kind: str, keys: Iterable[str]) -> None:
+    """Raises ValueError unless the state of a stream has all `keys` and is of this `kind`."""
+    require_keys("state['stream']", state, ["kind"])
+    require_equal(state, "kind", kind, "pass the kind of source it was saved with.")
+    require_keys("state['stream']", state, [*keys, "checksum"])
+
+
 def require_equal(state: Mapping[str, Any], key: str, here: Any, remedy: str) -> None:
     """Raises ValueError unless what is saved under `key` is what holds `here`."""
     if not _equal(state[key], here):
         raise ValueError(
             f"Expected {key}={here!r} as here, got {key}={state[key]!r} saved: {remedy}"
         )
-
-
-def require_version(state: Mapping[str, Any], version: int) -> None:
-    """Raises ValueError unless `state` was saved in the layout that this version reads."""
-    require_equal(state, "version", version, "use the version that saved it.")
 
 
 def saved_count(state: Mapping[str, Any], key: str) -> int:

@@ -119,7 +119,9 @@ def test_a_truncated_text_never_becomes_a_state(kind, tried):
     tried("truncated texts", len(text))
 
 
-@pytest.mark.parametrize("foreign", [{}, {"params": 1}, [], 3, "{}", {"version": 1, "stream": 2}])
+@pytest.mark.parametrize(
+    "foreign", [{}, {"params": 1}, [], 3, None, "{}", {"version": 1, "stream": 2}]
+)
 def test_foreign_objects_are_refused(foreign):
     for make in MAKERS.values():
         with pytest.raises(ValueError, match="Expected state"):
