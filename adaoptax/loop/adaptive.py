@@ -13,6 +13,7 @@ from adaoptax.loop.outputs import finish_reading, start_reading
 from adaoptax.loop.policy import GrowthPolicy
 from adaoptax.loop.rows import Batch
 from adaoptax.loop.saved_state import (
+    damaged,
     require_keys,
     require_layout,
     saved_count,
@@ -335,15 +336,9 @@ def _saved_unread(saved: Any) -> _Unread:
     require_keys("state['unread']", saved, _Unread._fields)
     output = saved["output"]
     if not isinstance(output, Mapping):
-        raise ValueError(
-            f"Expected output to be a dict of numbers, got {type(output).__name__} saved: the "
-            "saved state is damaged."
-        )
+        raise damaged("output", output, "to be a dict of numbers")
     numbers = {name: saved_number(name, number) for name, number in output.items()}
     step, examples, size = (saved_count(saved, key) for key in ("step", "examples", "batch_size"))
     if size > examples:
-        raise ValueError(
-            f"Expected batch_size <= examples={examples}, got batch_size={size} saved: the "
-            "saved state is damaged."
-        )
+        raise damaged("batch_size", size, f"<= examples={examples}")
     return _Unread(step, examples, size, numbers)

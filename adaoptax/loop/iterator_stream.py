@@ -10,6 +10,7 @@ from adaoptax.loop.packages import is_a, to_host
 from adaoptax.loop.processes import RowBlock
 from adaoptax.loop.rows import SameKind, join_micro_batches, num_rows
 from adaoptax.loop.saved_state import (
+    damaged,
     from_plain,
     require_seal,
     require_stream,
@@ -219,10 +220,7 @@ class IteratorStream:
         require_stream(state, "iterator", _SEALED)
         cursor = saved_count(state, "cursor")
         if not isinstance(state["ended"], bool):
-            raise ValueError(
-                f"Expected ended to be True or False, got ended={state['ended']!r} saved: the "
-                "saved state is damaged."
-            )
+            raise damaged("ended", state["ended"], "to be True or False")
         require_seal(state, _SEALED)
         self._go_back()
         self._undelivered = (self._iterator.save(),)

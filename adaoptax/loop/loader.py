@@ -12,7 +12,7 @@ from adaoptax.loop.iterator_stream import IteratorStream, as_saving_iterator
 from adaoptax.loop.permutation import seed_number
 from adaoptax.loop.processes import RowBlock, row_block
 from adaoptax.loop.rows import Batch, pad_rows
-from adaoptax.loop.saved_state import require_equal, require_layout, saved_count
+from adaoptax.loop.saved_state import damaged, require_equal, require_layout, saved_count
 from adaoptax.loop.sizes import checked_max, checked_pad_to
 from adaoptax.loop.sources import as_random_access
 from adaoptax.typing import Scalar
@@ -282,10 +282,8 @@ class BatchLoader:
         require_equal(state, "micro_batch_size", self._micro, remedy)
         step, batch_size = saved_count(state, "step"), saved_count(state, "batch_size")
         if batch_size < 1 or batch_size % self._micro:
-            raise ValueError(
-                f"Expected batch_size to be a multiple of micro_batch_size={self._micro}, got "
-                f"batch_size={batch_size} saved: the saved state is damaged."
-            )
+            wanted = f"to be a multiple of micro_batch_size={self._micro}"
+            raise damaged("batch_size", batch_size, wanted)
         if self._max is not None and batch_size > self._max:
             raise ValueError(
                 f"Expected batch_size <= max_batch_size={self._max}, got batch_size={batch_size} "

@@ -6,7 +6,13 @@ from typing import Any
 
 from adaoptax._numbers import real_number, whole_number
 from adaoptax._validate import is_number
-from adaoptax.loop.saved_state import require_layout, saved_count, saved_number, to_strict
+from adaoptax.loop.saved_state import (
+    damaged,
+    require_layout,
+    saved_count,
+    saved_number,
+    to_strict,
+)
 from adaoptax.loop.sizes import Bounds, Grid, SizeOrSchedule
 from adaoptax.typing import Scalar
 
@@ -352,8 +358,5 @@ def _saved_requirement(saved: Any) -> float | None:
         return None
     required = float(saved_number("required_batch_size", saved))
     if not required >= 0:
-        raise ValueError(
-            f"Expected required_batch_size >= 0, got required_batch_size={saved!r} saved: the "
-            "saved state is damaged."
-        )
+        raise damaged("required_batch_size", saved, ">= 0")
     return required

@@ -160,10 +160,15 @@ def saved_number(key: str, saved: Any) -> bool | int | float:
         number = float(saved) if isinstance(saved, str) else saved
         math.isfinite(number)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"Expected {key} to be a number, got {key}={saved!r} saved: the saved state is damaged."
-        ) from error
+        raise damaged(key, saved, "to be a number") from error
     return number
+
+
+def damaged(key: str, saved: Any, expected: str) -> ValueError:
+    """The error for a value that no state holds which `get_state` returned."""
+    return ValueError(
+        f"Expected {key} {expected}, got {key}={saved!r} saved: the saved state is damaged."
+    )
 
 
 def _equal(saved: Any, here: Any) -> bool:

@@ -310,7 +310,7 @@ def test_refuses_a_policy_that_does_not_fit_the_loader(policy, error, message):
         ({"unread": {"step": 1}}, "the key 'examples'"),
         ({"policy": {}}, "the key 'version'"),
         ({"loader": {}}, "the key 'version'"),
-        ({"output": None}, "Expected output to be a dict of numbers, got NoneType"),
+        ({"output": None}, "Expected output to be a dict of numbers, got output=None"),
         ({"output": {"loss": "much"}}, "Expected loss to be a number, got loss='much'"),
         ({"output": {"loss": [1]}}, "Expected loss to be a number, got loss="),
         ({"step": -1}, "Expected step >= 0"),
