@@ -1,4 +1,4 @@
-"""The loop around any train step: reads what it did one step late, decides, and tells."""
+"""The loop around any train step: reads its numbers one step late, decides sizes, keeps records."""
 
 import contextlib
 import copy
@@ -177,7 +177,7 @@ class AdaptiveLoop:
         return self.loader.examples_seen
 
     def _read(self) -> None:
-        """Reads the step before, lets the policy decide, and tells."""
+        """Reads the step before, lets the policy decide, and calls the callbacks."""
         if self._unread is None:
             return
         unread, self._unread = self._unread, None
@@ -199,12 +199,12 @@ class AdaptiveLoop:
             "next_batch_size": self.policy.batch_size,
             "examples_per_s": None if before is None else unread.batch_size / (now - before),
         }
-        self._tell({**numbers, **record})
+        for callback in self._callbacks_here():
+            callback({**numbers, **record})
 
-    def _tell(self, record: Record) -> None:
-        if self._callbacks and jax.process_index() == 0:
-            for callback in self._callbacks:
-                callback(record)
+    def _callbacks_here(self) -> tuple[Callable[[Record], Any], ...]:
+        """The callbacks on process 0, none on the others."""
+        return self._callbacks if self._callbacks and jax.process_index() == 0 else ()
 
     def _finish(self) -> None:
         """Reads the last step; the state stays the one before, so that a longer run may go on."""
@@ -280,12 +280,12 @@ class AdaptiveLoop:
         told = {"step": self.loader.step, "examples": self.loader.examples_seen}
         if unread is not None:
             told = {"step": unread.step - 1, "examples": unread.examples - unread.batch_size}
-        for callback in self._callbacks if jax.process_index() == 0 else ():
+        for callback in self._callbacks_here():
             if hasattr(callback, "resume"):
                 callback.resume(told)
 
     def close(self) -> None:
-        """Reads and tells the last step, and closes the callbacks."""
+        """Reads the last step, gives callbacks its record, and closes them."""
         try:
             self._finish()
         finally:

@@ -83,8 +83,10 @@ class IndexStream:
         if self._thread is not None:
             for start in [start for start in self._futures if start < self.cursor]:
                 del self._futures[start]
-            stop = self._clip(self.cursor + self._prefetch * self._micro)
-            self._read_ahead(self._starts(stop))
+            for start in self._starts(self._clip(self.cursor + self._prefetch * self._micro)):
+                if start not in self._futures:
+                    stop = self._clip(start + self._micro)
+                    self._futures[start] = self._thread.submit(self._rows, start, stop)
 
     def _reading(self, stop: int) -> list[Future[Any]]:
         """What was read ahead of the rows up to `stop`, and the rest of them as one job."""
@@ -128,13 +130,6 @@ class IndexStream:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_permutation(self.length, self._seed, epoch)
         return self._order[1]
-
-    def _read_ahead(self, starts: list[int]) -> None:
-        assert self._thread is not None
-        for start in starts:
-            if start not in self._futures:
-                stop = self._clip(start + self._micro)
-                self._futures[start] = self._thread.submit(self._rows, start, stop)
 
     def _forget_failures(self) -> None:
         """Drops what failed, so that the next `read` tries the same rows again."""

@@ -94,7 +94,7 @@ def as_saving_iterator(source: Any) -> SavingIterator | None:
 
 
 def _refuse_shuffle_buffer(dataset: Any) -> None:
-    """The state of a Hugging Face dataset leaves out what its shuffle buffer holds."""
+    """Raises ValueError for a shuffle buffer, which is not in the state of its dataset."""
     nodes = [getattr(dataset, "_ex_iterable", None)]
     while nodes:
         node = nodes.pop()

@@ -68,7 +68,7 @@ class MicroBatches:
         return rows // self.size
 
     def place(self, batch: Batch) -> Batch:
-        """All of it on the devices: leaves [micro-batches, rows, ...]."""
+        """The whole batch on the devices: leaves [micro-batches, rows, ...]."""
         count = self.count(batch)
         if self.sharding is None:
             cut = lambda x: np.reshape(x, (count, self.size, *np.shape(x)[1:]))
@@ -128,7 +128,7 @@ def check_batch(batch: Any) -> None:
 
 
 def is_placed(batch: Batch) -> bool:
-    """Whether `place` has made it."""
+    """Whether `batch` was put on the devices by `place`; ValueError if by anything else."""
     if np.ndim(batch.mask) == 2:
         return True
     if isinstance(batch.mask, jax.Array):

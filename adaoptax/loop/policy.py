@@ -286,7 +286,7 @@ class GrowthPolicy:
         """Returns the size, the requirement and all counters.
 
         Returns:
-            A new dict of plain ints, strings and None that strict JSON can hold.
+            A new dict of plain numbers, texts and None that strict JSON can hold.
 
         Examples:
             >>> from adaoptax.loop import GrowthPolicy

@@ -199,7 +199,7 @@ def global_batch(
 
 
 def num_parts(sharding: NamedSharding) -> int:
-    """In how many parts the rows are cut."""
+    """Number of parts that the rows are cut into."""
     axes = sharding.spec[0] if len(sharding.spec) else None
     axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
     return math.prod(sharding.mesh.shape[axis] for axis in axes)

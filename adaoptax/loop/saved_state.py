@@ -165,7 +165,7 @@ def saved_number(key: str, saved: Any) -> bool | int | float:
 
 
 def damaged(key: str, saved: Any, expected: str) -> ValueError:
-    """The error for a value that no state holds which `get_state` returned."""
+    """The ValueError for a saved value that `get_state` cannot have returned."""
     return ValueError(
         f"Expected {key} {expected}, got {key}={saved!r} saved: the saved state is damaged."
     )
@@ -195,7 +195,7 @@ def require_seal(state: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 
 def _checksum(state: Mapping[str, Any], keys: Iterable[str]) -> int:
-    """The same after a round trip through JSON."""
+    """Checksum of what is saved under `keys`, the same after a round trip through JSON."""
     text = json.dumps({key: state[key] for key in keys}, sort_keys=True, default=_to_json)
     return zlib.crc32(text.encode())
 
