@@ -77,7 +77,7 @@ class JsonLines:
             record: The last record before that place, of which "step" is read; None for the
                 start, where the file that is there is kept aside.
         """
-        pending = b"" if self._file is None else self._end()
+        pending = b"" if self._file is None else self._file.release()
         self._file = None
         if record is None:
             return
@@ -102,14 +102,6 @@ class JsonLines:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-    def _end(self) -> bytes:
-        """Closes the file; returns what the disk refused."""
-        assert self._file is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is pending is not lost, but handed on
-            self._file.close()
-        return bytes(self._file.pending)
 
     def close(self) -> None:
         """Closes the file; a later record opens it again and goes on."""
@@ -235,16 +227,20 @@ class AppendFile:
                     stacklevel=4,
                 )
 
-    def close(self) -> None:
-        """Writes what it can and closes the file; a later `write` opens it again."""
+    def release(self) -> bytes:
+        """Writes what it can and closes the file; returns what the disk refused."""
         self.flush()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-        if self.pending:
+        return bytes(self.pending)
+
+    def close(self) -> None:
+        """Closes the file, with a warning if the disk refused something; `write` opens it again."""
+        if refused := self.release():
             warnings.warn(
-                f"Could not write the last {len(self.pending)} bytes of {self.path}: the disk "
+                f"Could not write the last {len(refused)} bytes of {self.path}: the disk "
                 "refused them until the end, so that its last records are missing.",
                 RuntimeWarning,
                 stacklevel=3,
