@@ -32,7 +32,7 @@ from adaoptax.integrations._state_leaves import (
     with_leaves,
 )
 from adaoptax.loop.background import BackgroundThread
-from adaoptax.loop.plain import from_plain, to_plain
+from adaoptax.loop.saved_state import from_plain, to_plain
 
 __all__ = ["Checkpointer"]
 

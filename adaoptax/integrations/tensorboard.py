@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from adaoptax import _validate
-from adaoptax.loop.append_file import AppendFile
+from adaoptax.loop.json_lines import AppendFile
 
 __all__ = ["TensorBoard"]
 

@@ -1,13 +1,15 @@
 """The step that `accumulate` makes: one program over padded rows, or two that the host drives."""
 
 import abc
+import bisect
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from adaoptax._tree import ArrayTree
-from adaoptax.loop.ahead import (
+from adaoptax.loop.compile_ahead import (
     Compiled,
     Progress,
     compile_ahead,
@@ -15,9 +17,9 @@ from adaoptax.loop.ahead import (
     required_bytes,
     speaker,
 )
-from adaoptax.loop.capacities import capacities
-from adaoptax.loop.loader import Batch
 from adaoptax.loop.micro_batches import MicroBatches, check_batch, is_placed, nbytes_on_a_device
+from adaoptax.loop.rows import Batch
+from adaoptax.loop.sizes import capacities
 from adaoptax.loop.step_programs import StepPrograms
 from adaoptax.loop.train_state import committed_args, committed_state
 
@@ -182,6 +184,7 @@ class WholeStep(AccumulatedStep):
         micro, quiet = self._micro_batches.size, speaker(False, 0)
         ladder = capacities(micro, self._max)
 
+        @functools.cache
         def size_of(rows: int) -> int:
             program = self._compiled.get(rows // micro)
             if program is None:
@@ -193,11 +196,7 @@ class WholeStep(AccumulatedStep):
         if size_of(ladder[-1]) <= limit:
             return ladder[-1]
         check_fits(size_of(ladder[0]), limit, micro)
-        low, high = 0, len(ladder) - 1  # the first fits, the last does not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if size_of(ladder[middle]) <= limit else (low, middle)
-        return ladder[low]
+        return ladder[bisect.bisect_right(ladder, limit, key=size_of) - 1]
 
 
 class HostDrivenStep(AccumulatedStep):

@@ -1,18 +1,25 @@
-"""The loop around any train step: reads what it did one step late, decides, and tells."""
+"""The loop around any train step: reads its numbers one step late, decides sizes, keeps records."""
 
 import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
 
-from adaoptax.loop.loader import Batch, BatchLoader
-from adaoptax.loop.outputs import Number, finish_reading, from_text, start_reading, to_text
+from adaoptax.loop.loader import BatchLoader
+from adaoptax.loop.outputs import finish_reading, start_reading
 from adaoptax.loop.policy import GrowthPolicy
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.rows import Batch
+from adaoptax.loop.saved_state import (
+    damaged,
+    require_keys,
+    require_layout,
+    saved_count,
+    saved_number,
+    to_strict,
+)
 
 _VERSION = 1
 
@@ -170,7 +177,7 @@ class AdaptiveLoop:
         return self.loader.examples_seen
 
     def _read(self) -> None:
-        """Reads the step before, lets the policy decide, and tells."""
+        """Reads the step before, lets the policy decide, and calls the callbacks."""
         if self._unread is None:
             return
         unread, self._unread = self._unread, None
@@ -192,12 +199,12 @@ class AdaptiveLoop:
             "next_batch_size": self.policy.batch_size,
             "examples_per_s": None if before is None else unread.batch_size / (now - before),
         }
-        self._tell({**numbers, **record})
+        for callback in self._callbacks_here():
+            callback({**numbers, **record})
 
-    def _tell(self, record: Record) -> None:
-        if self._callbacks and jax.process_index() == 0:
-            for callback in self._callbacks:
-                callback(record)
+    def _callbacks_here(self) -> tuple[Callable[[Record], Any], ...]:
+        """The callbacks on process 0, none on the others."""
+        return self._callbacks if self._callbacks and jax.process_index() == 0 else ()
 
     def _finish(self) -> None:
         """Reads the last step; the state stays the one before, so that a longer run may go on."""
@@ -231,7 +238,7 @@ class AdaptiveLoop:
         if self._unread is not None:
             numbers = finish_reading(self._unread.output)
             self._unread = self._unread._replace(output=dict(numbers))
-            unread = {**self._unread._asdict(), "output": to_text(numbers)}
+            unread = {**self._unread._asdict(), "output": to_strict(numbers)}
         return {
             "version": _VERSION,
             "loader": self.loader.get_state(),
@@ -250,8 +257,7 @@ class AdaptiveLoop:
         Raises:
             ValueError: If the state is damaged, or was saved with another loader or policy.
         """
-        require_keys("state", state, ["version", "loader", "policy", "unread"])
-        require_equal("version", state["version"], _VERSION, "use the version that saved it.")
+        require_layout(state, _VERSION, ["loader", "policy", "unread"])
         unread = None if state["unread"] is None else _saved_unread(state["unread"])
         here, loader_here = self.policy.get_state(), self.loader.get_state()
         self.policy.set_state(state["policy"])
@@ -274,12 +280,12 @@ class AdaptiveLoop:
         told = {"step": self.loader.step, "examples": self.loader.examples_seen}
         if unread is not None:
             told = {"step": unread.step - 1, "examples": unread.examples - unread.batch_size}
-        for callback in self._callbacks if jax.process_index() == 0 else ():
+        for callback in self._callbacks_here():
             if hasattr(callback, "resume"):
                 callback.resume(told)
 
     def close(self) -> None:
-        """Reads and tells the last step, and closes the callbacks."""
+        """Reads the last step, gives callbacks its record, and closes them."""
         try:
             self._finish()
         finally:
@@ -294,13 +300,8 @@ class AdaptiveLoop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
             self.close()
         else:  # the last step may be what failed: do not wait for it
             self._close_callbacks()
@@ -333,11 +334,11 @@ def _require_fit(loader: BatchLoader, size: int) -> None:
 
 def _saved_unread(saved: Any) -> _Unread:
     require_keys("state['unread']", saved, _Unread._fields)
-    numbers: dict[str, Number] = from_text(saved["output"])
+    output = saved["output"]
+    if not isinstance(output, Mapping):
+        raise damaged("output", output, "to be a dict of numbers")
+    numbers = {name: saved_number(name, number) for name, number in output.items()}
     step, examples, size = (saved_count(saved, key) for key in ("step", "examples", "batch_size"))
     if size > examples:
-        raise ValueError(
-            f"Expected batch_size <= examples={examples}, got batch_size={size} saved: the saved "
-            "state is damaged."
-        )
-    return _Unread(step, examples, size, dict(numbers))
+        raise damaged("batch_size", size, f"<= examples={examples}")
+    return _Unread(step, examples, size, numbers)

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from adaoptax.loop.background import BackgroundThread
-from adaoptax.loop.fingerprint import fingerprint
 from adaoptax.loop.permutation import epoch_permutation
-from adaoptax.loop.rows import join_micro_batches
+from adaoptax.loop.processes import RowBlock
+from adaoptax.loop.rows import checksum_of_rows, join_micro_batches
 from adaoptax.loop.saved_state import (
-    checksum,
-    require_checksum,
     require_equal,
-    require_keys,
+    require_seal,
+    require_stream,
     saved_count,
+    sealed,
 )
-from adaoptax.loop.share import Share
 from adaoptax.loop.sources import RandomAccess
 
 # What may not be edited in a saved state; the number of epochs and the fingerprint may.
@@ -39,8 +38,7 @@ class IndexStream:
     def __init__(
         self,
         source: RandomAccess,
-        share: Share,
-        *,
+        block: RowBlock,
         shuffle: bool,
         seed: int,
         num_epochs: int | None,
@@ -49,7 +47,7 @@ class IndexStream:
         self.cursor = 0
         self.length = source.length
         self._source = source
-        self._share, self._micro = share, share.micro
+        self._block, self._micro = block, block.micro
         self._shuffle, self._seed, self._num_epochs = shuffle, seed, num_epochs
         self._end = None if num_epochs is None else num_epochs * source.length
         self._order: tuple[int, np.ndarray] | None = None
@@ -62,7 +60,7 @@ class IndexStream:
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
         """Returns this process's rows of the next batch and the batch's number of examples.
 
-        At the end of the data there are fewer. Does not move.
+        At the end of the data there are fewer. The place stays until `advance`.
         """
         if self._closed:
             raise RuntimeError("Expected an open loader, got one after close(): make a new one.")
@@ -85,8 +83,10 @@ class IndexStream:
         if self._thread is not None:
             for start in [start for start in self._futures if start < self.cursor]:
                 del self._futures[start]
-            stop = self._clip(self.cursor + self._prefetch * self._micro)
-            self._read_ahead(self._starts(stop))
+            for start in self._starts(self._clip(self.cursor + self._prefetch * self._micro)):
+                if start not in self._futures:
+                    stop = self._clip(start + self._micro)
+                    self._futures[start] = self._thread.submit(self._rows, start, stop)
 
     def _reading(self, stop: int) -> list[Future[Any]]:
         """What was read ahead of the rows up to `stop`, and the rest of them as one job."""
@@ -102,7 +102,7 @@ class IndexStream:
     def _starts(self, stop: int) -> list[int]:
         """Where the micro-batches up to `stop` begin: those with rows of this process, or one."""
         starts = range(self.cursor, stop, self._micro)
-        return [at for at in starts if self._share.num_rows(stop - at)] or list(starts[:1])
+        return [at for at in starts if self._block.num_rows(stop - at)] or list(starts[:1])
 
     def _clip(self, position: int) -> int:
         return position if self._end is None else min(position, self._end)
@@ -110,7 +110,7 @@ class IndexStream:
     def _rows(self, start: int, stop: int) -> Any:
         """This process's rows of start, ..., stop - 1; at least one, to be copied as padding."""
         indices = self._indices(start, stop)
-        own = self._share.take(indices)
+        own = self._block.take(indices)
         return self._source.gather(own if len(own) else indices[:1])
 
     def _indices(self, start: int, stop: int) -> np.ndarray:
@@ -131,13 +131,6 @@ class IndexStream:
             self._order = epoch, epoch_permutation(self.length, self._seed, epoch)
         return self._order[1]
 
-    def _read_ahead(self, starts: list[int]) -> None:
-        assert self._thread is not None
-        for start in starts:
-            if start not in self._futures:
-                stop = self._clip(start + self._micro)
-                self._futures[start] = self._thread.submit(self._rows, start, stop)
-
     def _forget_failures(self) -> None:
         """Drops what failed, so that the next `read` tries the same rows again."""
         for start, future in list(self._futures.items()):
@@ -146,6 +139,10 @@ class IndexStream:
 
     def get_state(self) -> dict[str, Any]:
         """Returns the place as a new dict of plain numbers."""
+        try:
+            data = self._data_fingerprint()
+        except Exception:  # a source that fails just now must not cost the checkpoint
+            data = None
         state = {
             "kind": "index",
             "cursor": self.cursor,
@@ -153,59 +150,46 @@ class IndexStream:
             "length": self.length,
             "shuffle": self._shuffle,
             "num_epochs": self._num_epochs,
-            "fingerprint": self._fingerprint_if_readable(),
+            "fingerprint": data,
         }
-        return state | {"checksum": checksum(state, _SEALED)}
+        return sealed(state, _SEALED)
 
     def _data_fingerprint(self) -> int | None:
         if self._fingerprint is None:
             if self._thread is None:
-                value = fingerprint(self._source)
+                value = _fingerprint(self._source)
             else:  # in the reading thread: many sources must not be read by two at a time
-                value = self._thread.submit(fingerprint, self._source).result()
+                value = self._thread.submit(_fingerprint, self._source).result()
             self._fingerprint = (value,)
         return self._fingerprint[0]
 
-    def _fingerprint_if_readable(self) -> int | None:
-        try:
-            return self._data_fingerprint()
-        except Exception:  # a source that fails just now must not cost the checkpoint
-            return None
-
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved place, or raises ValueError and stays."""
-        require_keys("state['stream']", state, ["kind"])
-        require_equal("kind", state["kind"], "index", "pass the kind of source it was saved with.")
-        keys = [*_SEALED, "num_epochs", "fingerprint", "checksum"]
-        require_keys("state['stream']", state, keys)
+        require_stream(state, "index", [*_SEALED, "num_epochs", "fingerprint"])
         cursor = saved_count(state, "cursor")
         again = "the order of the examples would differ; pass the saved value to BatchLoader."
-        require_equal("seed", state["seed"], self._seed, again)
-        require_equal("shuffle", state["shuffle"], self._shuffle, again)
+        require_equal(state, "seed", self._seed, again)
+        require_equal(state, "shuffle", self._shuffle, again)
         other_data = "this is other data; pass the source that was used when it was saved"
-        require_equal("length", state["length"], self.length, f"{other_data}.")
-        require_equal(
-            "num_epochs",
-            state["num_epochs"],
-            self._num_epochs,
+        require_equal(state, "length", self.length, f"{other_data}.")
+        longer = (
             "pass the saved value to BatchLoader, or set state['stream']['num_epochs'] to the new "
-            "one to train for longer.",
+            "one to train for longer."
         )
+        require_equal(state, "num_epochs", self._num_epochs, longer)
         if self._clip(cursor) != cursor:
             raise ValueError(
                 f"Expected cursor <= {self._end} (num_epochs={self._num_epochs} of "
                 f"{self.length} examples), got cursor={cursor} saved: pass a larger num_epochs."
             )
-        require_checksum(state, _SEALED)
+        require_seal(state, _SEALED)
         here = self._data_fingerprint() if state["fingerprint"] is not None else None
         if here is not None:
-            require_equal(
-                "fingerprint",
-                state["fingerprint"],
-                here,
+            varies = (
                 f"{other_data}; if its examples vary on purpose (random augmentation), set "
-                "state['stream']['fingerprint'] = None.",
+                "state['stream']['fingerprint'] = None."
             )
+            require_equal(state, "fingerprint", here, varies)
         self._drop_futures()
         self.cursor = cursor
 
@@ -221,3 +205,14 @@ class IndexStream:
         if self._thread is not None:
             self._thread.close()
             self._thread = None
+
+
+def _fingerprint(source: RandomAccess) -> int | None:
+    """Checksum of the first, middle and last example; None where reading twice gives two.
+
+    It notices a restore into other data of the same length.
+    """
+    probes = np.array([0, source.length // 2, source.length - 1])
+    checksum = checksum_of_rows(source.gather(probes))
+    # A source that augments at random has no fingerprint: it would refuse its own checkpoints.
+    return checksum if checksum == checksum_of_rows(source.gather(probes)) else None

@@ -1,25 +1,116 @@
-"""Rows of an iterator of ready micro-batches; its state holds the iterator's own."""
+"""Iterators of ready micro-batches: their two protocols, and the stream of rows that reads one."""
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 
-from adaoptax.loop.iterators import SavingIterator
-from adaoptax.loop.plain import from_plain, to_plain
-from adaoptax.loop.rows import join_micro_batches, num_rows
+from adaoptax.loop.packages import is_a, to_host
+from adaoptax.loop.processes import RowBlock
+from adaoptax.loop.rows import SameKind, join_micro_batches, num_rows
 from adaoptax.loop.saved_state import (
-    checksum,
-    require_checksum,
-    require_equal,
-    require_keys,
+    damaged,
+    from_plain,
+    require_seal,
+    require_stream,
     saved_count,
+    sealed,
+    to_plain,
 )
-from adaoptax.loop.share import Share
-from adaoptax.loop.signature import Signature
-from adaoptax.loop.tensors import to_host
 
 _SEALED = ("kind", "cursor", "ended", "iterator")
+
+
+class SavingIterator(Protocol):
+    """An iterator of ready micro-batches whose place can be saved and loaded."""
+
+    def read(self) -> Any:
+        """Returns the next micro-batch, or raises StopIteration."""
+
+    def save(self) -> Any:
+        """Returns the place, as a copy that later reads leave alone."""
+
+    def load(self, place: Any) -> None:
+        """Goes to a saved place."""
+
+
+class _GetState:
+    """An iterator with `get_state` (a dict, or bytes in older grain) and `set_state`."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def read(self) -> Any:
+        return next(self._iterator)
+
+    def save(self) -> Any:
+        return copy.deepcopy(self._iterator.get_state())
+
+    def load(self, place: Any) -> None:
+        self._iterator.set_state(copy.deepcopy(place))
+
+
+class _StateDict:
+    """An iterable with `state_dict` and `load_state_dict` (Hugging Face datasets, torchdata).
+
+    There the place belongs to the iterable: a loaded place holds from its next `iter` on, and
+    until then `state_dict` may still tell the old one.
+    """
+
+    def __init__(self, iterable: Any) -> None:
+        self._iterable = iterable
+        self._iterator: Iterator[Any] | None = None
+        self._loaded: tuple[Any] | None = None  # a tuple, because a place may be None
+
+    def read(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
+        micro_batch = next(self._iterator)
+        self._loaded = None
+        return micro_batch
+
+    def save(self) -> Any:
+        return copy.deepcopy(self._loaded[0] if self._loaded else self._iterable.state_dict())
+
+    def load(self, place: Any) -> None:
+        self._iterable.load_state_dict(copy.deepcopy(place))
+        self._iterator, self._loaded = None, (copy.deepcopy(place),)
+
+
+def as_saving_iterator(source: Any) -> SavingIterator | None:
+    """Wraps `source` for reading one after another; None where it cannot save its place."""
+    if is_a(source, "datasets.iterable_dataset.IterableDataset"):
+        _refuse_shuffle_buffer(source)
+    if _has(source, "__iter__", "state_dict", "load_state_dict"):
+        return _StateDict(source)
+    # A grain IterDataset or DataLoader saves its place in the iterator that `iter` makes. What
+    # has a length is left alone, for a torch DataLoader would start its workers here.
+    if _has(source, "__iter__") and not (hasattr(source, "__next__") or hasattr(source, "__len__")):
+        source = iter(source)
+    if _has(source, "__next__", "get_state", "set_state"):
+        return _GetState(source)
+    return None
+
+
+def _refuse_shuffle_buffer(dataset: Any) -> None:
+    """Raises ValueError for a shuffle buffer, which is not in the state of its dataset."""
+    nodes = [getattr(dataset, "_ex_iterable", None)]
+    while nodes:
+        node = nodes.pop()
+        if type(node).__name__ == "BufferShuffledExamplesIterable":
+            raise ValueError(
+                "Expected a source that resumes exactly, got a Hugging Face IterableDataset with a "
+                "shuffle buffer, whose examples a resume would lose: leave out .shuffle() and "
+                "store the examples in random order, or pass a map-style Dataset, which the loader "
+                "shuffles."
+            )
+        nodes += [getattr(node, "ex_iterable", None)] if hasattr(node, "ex_iterable") else []
+        nodes += getattr(node, "ex_iterables", [])
+
+
+def _has(source: Any, *names: str) -> bool:
+    return all(hasattr(source, name) for name in names)
 
 
 class IteratorStream:
@@ -35,12 +126,12 @@ class IteratorStream:
 
     length = None
 
-    def __init__(self, iterator: SavingIterator, share: Share) -> None:
+    def __init__(self, iterator: SavingIterator, block: RowBlock) -> None:
         self.cursor = 0
         self._iterator = iterator
-        self._share, self._micro = share, share.micro
+        self._block, self._micro = block, block.micro
         self._ended = False
-        self._signature = Signature()
+        self._kind = SameKind()
         # Where an undelivered batch began (a tuple, because a place may be None).
         self._undelivered: tuple[Any] | None = None
         self._end_reached = False
@@ -48,7 +139,7 @@ class IteratorStream:
     def read(self, num_micro_batches: int) -> tuple[Any, int]:
         """Returns this process's rows of the next batch and the batch's number of examples.
 
-        At the end of the data there are fewer. Does not move.
+        At the end of the data there are fewer. The place stays until `advance`.
         """
         if self._ended:
             raise StopIteration
@@ -65,7 +156,7 @@ class IteratorStream:
                 break
             count = self._checked_rows(part)
             part = jax.tree.map(to_host, part)
-            self._signature.check(part)
+            self._kind.check(part)
             parts.append(part)
             total += count
             if count < self._micro:
@@ -75,8 +166,8 @@ class IteratorStream:
             self.advance(0)
             raise StopIteration
         rows = join_micro_batches(parts)
-        if self._share.num_rows(total):
-            return jax.tree.map(self._share.take, rows), total
+        if self._block.num_rows(total):
+            return jax.tree.map(self._block.take, rows), total
         return jax.tree.map(lambda leaf: leaf[:1], rows), total  # to be copied as padding
 
     def advance(self, num_examples: int) -> None:
@@ -122,22 +213,15 @@ class IteratorStream:
             "ended": self._ended,
             "iterator": to_plain(self._iterator.save()),
         }
-        return state | {"checksum": checksum(state, _SEALED)}
+        return sealed(state, _SEALED)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved place, or raises ValueError and stays."""
-        require_keys("state['stream']", state, ["kind"])
-        require_equal(
-            "kind", state["kind"], "iterator", "pass the kind of source it was saved with."
-        )
-        require_keys("state['stream']", state, [*_SEALED, "checksum"])
+        require_stream(state, "iterator", _SEALED)
         cursor = saved_count(state, "cursor")
         if not isinstance(state["ended"], bool):
-            raise ValueError(
-                f"Expected ended to be True or False, got ended={state['ended']!r} saved: the "
-                "saved state is damaged."
-            )
-        require_checksum(state, _SEALED)
+            raise damaged("ended", state["ended"], "to be True or False")
+        require_seal(state, _SEALED)
         self._go_back()
         self._undelivered = (self._iterator.save(),)
         try:

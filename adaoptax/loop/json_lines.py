@@ -1,19 +1,15 @@
-"""Records of updates in a file: one line of strict JSON an update."""
+"""Records of updates in a file that only grows: one line of strict JSON for each update."""
 
+import contextlib
+import io
 import json
-import math
 import os
 import pathlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from adaoptax.loop.append_file import AppendFile, keep_aside
-
-# As protocol buffers spell them in JSON; `float` reads them in every language.
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+from adaoptax.loop.saved_state import from_strict, to_strict
 
 
 class JsonLines:
@@ -70,7 +66,7 @@ class JsonLines:
         """
         line = _line(record)
         if self._file is None:
-            keep_aside(self._path)
+            _keep_aside(self._path)
             self._file = AppendFile(self._path)
         self._file.write(line)
 
@@ -81,7 +77,7 @@ class JsonLines:
             record: The last record before that place, of which "step" is read; None for the
                 start, where the file that is there is kept aside.
         """
-        pending = b"" if self._file is None else self._end()
+        pending = b"" if self._file is None else self._file.release()
         self._file = None
         if record is None:
             return
@@ -89,7 +85,7 @@ class JsonLines:
         step = int(record["step"])
         stop, last_step = _end_of_step(written + pending, step)
         if last_step is None:  # no line to go on from: as at the start
-            keep_aside(self._path)
+            _keep_aside(self._path)
         elif stop < len(written):
             os.truncate(self._path, stop)
         self._file = AppendFile(self._path)
@@ -106,14 +102,6 @@ class JsonLines:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-    def _end(self) -> bytes:
-        """Closes the file; returns what the disk refused."""
-        assert self._file is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is pending is not lost, but handed on
-            self._file.close()
-        return bytes(self._file.pending)
 
     def close(self) -> None:
         """Closes the file; a later record opens it again and goes on."""
@@ -157,7 +145,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _line(record: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(_strict(dict(record)), allow_nan=False).encode() + b"\n"
+        return json.dumps(to_strict(dict(record)), allow_nan=False).encode() + b"\n"
     except TypeError as error:
         raise TypeError(
             f"Expected records of plain numbers, texts and None, got {dict(record)!r} ({error}): "
@@ -165,31 +153,12 @@ def _line(record: Mapping[str, Any]) -> bytes:
         ) from error
 
 
-def _strict(value: Any) -> Any:
-    """`value` without floats that strict JSON cannot hold."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, str):
-        return _NOT_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
-    return [_restored(item) for item in value] if isinstance(value, list) else value
-
-
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    return _restored(record) if isinstance(record, dict) else None
+    return from_strict(record) if isinstance(record, dict) else None
 
 
 def _end_of_step(content: bytes, step: int) -> tuple[int, int | None]:
@@ -202,3 +171,82 @@ def _end_of_step(content: bytes, step: int) -> tuple[int, int | None]:
             return stop, found
         stop = start
     return 0, None
+
+
+def _keep_aside(path: pathlib.Path) -> None:
+    """Renames a file that holds something: ``a.jsonl`` to the first free of ``a.1.jsonl``, ..."""
+    if path.exists() and path.stat().st_size:
+        number = 1
+        while (backup := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        os.rename(path, backup)
+
+
+class AppendFile:
+    """Appends bytes at once; training goes on when the disk is full.
+
+    Nothing waits in a buffer, so that a killed process loses nothing that was written. What the
+    disk refuses is kept in memory, from the first byte that it refused, and is tried again with
+    the next write: the file never holds a torn piece in its middle.
+
+    Args:
+        path: The file, which is made with its folders at the first write.
+
+    Attributes:
+        path: The file.
+        pending: Bytes that the disk refused so far.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.pending = bytearray()
+        self._file: io.FileIO | None = None
+        self._warned = False
+
+    def write(self, data: bytes) -> None:
+        """Appends `data`, now or as soon as the disk takes it; an OSError if it cannot open."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self.pending += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Tries to write what is pending; warns once where it cannot."""
+        try:
+            while self.pending and self._file is not None:
+                del self.pending[: self._file.write(self.pending)]
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"Cannot write {self.path} ({error.strerror}): its records are kept in memory "
+                    "and written when that is possible; free some space.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+    def release(self) -> bytes:
+        """Writes what it can and closes the file; returns what the disk refused."""
+        self.flush()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        return bytes(self.pending)
+
+    def close(self) -> None:
+        """Closes the file, with a warning if the disk refused something; `write` opens it again."""
+        if refused := self.release():
+            warnings.warn(
+                f"Could not write the last {len(refused)} bytes of {self.path}: the disk "
+                "refused them until the end, so that its last records are missing.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def __del__(self) -> None:
+        # To forget `close` is no fault: all is written already.
+        if self._file is not None:
+            self._file.close()

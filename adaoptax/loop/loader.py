@@ -2,40 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from adaoptax._numbers import real_number, round_up, whole_number
-from adaoptax._tree import ArrayTree
-from adaoptax.loop.capacities import checked_max, checked_pad_to
-from adaoptax.loop.rows import pad_rows
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
-from adaoptax.loop.share import share_of
-from adaoptax.loop.streams import open_stream
+from adaoptax.loop.index_stream import IndexStream
+from adaoptax.loop.iterator_stream import IteratorStream, as_saving_iterator
+from adaoptax.loop.permutation import seed_number
+from adaoptax.loop.processes import RowBlock, row_block
+from adaoptax.loop.rows import Batch, pad_rows
+from adaoptax.loop.saved_state import damaged, require_equal, require_layout, saved_count
+from adaoptax.loop.sizes import checked_max, checked_pad_to
+from adaoptax.loop.sources import as_random_access
 from adaoptax.typing import Scalar
 
 _VERSION = 1
 
-
-class Batch(NamedTuple):
-    """One batch on the host, or the rows of it that one process reads.
-
-    Attributes:
-        data: A pytree like one example, of NumPy arrays with a leading axis of rows.
-        mask: Booleans, one a row: True for real examples, False for padding. Real rows come
-            first; padding rows are copies of the first row (where this process has no real row at
-            all: of the first of the batch).
-    """
-
-    data: ArrayTree
-    mask: np.ndarray
-
-    @property
-    def num_examples(self) -> int:
-        """Number of real examples in these rows; see `BatchLoader.num_examples` for all."""
-        return int(np.count_nonzero(self.mask))
+_UNKNOWN_SOURCE = """\
+Expected as source one of the two kinds that can be resumed exactly, got {kind}. Pass either \
+(a) random access: arrays with equal leading lengths (a dict, tuple or NamedTuple of them), a \
+list of examples, or an object with __len__ and __getitem__ (grain.MapDataset, a map-style torch \
+dataset instead of its DataLoader, a Hugging Face Dataset, tfds.data_source instead of a \
+tf.data.Dataset, list(...) of a set or generator); or \
+(b) an iterator of ready micro-batches that can save its place: get_state/set_state (a grain \
+iterator) or state_dict/load_state_dict (torchdata's StatefulDataLoader, a Hugging Face \
+IterableDataset)."""
 
 
 class BatchLoader:
@@ -124,17 +116,12 @@ class BatchLoader:
         if micro_batch_size is None:
             micro_batch_size = batch_size
         self._micro = whole_number("micro_batch_size", micro_batch_size, 1, "it counts examples.")
-        self._max = _checked_max(max_batch_size, batch_size, self._micro)
+        self._max = None
+        if max_batch_size is not None:
+            self._max = checked_max(max_batch_size, self._micro, batch_size)
         self._capacities = checked_pad_to(pad_to, self._micro, self._max)
-        self._share = share_of(process, self._micro)
-        self._stream = open_stream(
-            source,
-            self._share,
-            shuffle=shuffle,
-            seed=seed,
-            num_epochs=num_epochs,
-            prefetch=prefetch,
-        )
+        self._block = row_block(process, self._micro)
+        self._stream = _open_stream(source, self._block, shuffle, seed, num_epochs, prefetch)
         self._step = self._num_examples = self._num_rows = 0
         self._batch_size = round_up(batch_size, self._micro)
 
@@ -146,8 +133,8 @@ class BatchLoader:
         num_rows = round_up(num_examples, self._micro)
         if self._capacities is not None:
             num_rows = next(rows for rows in self._capacities if rows >= num_rows)
-        own_rows = num_rows // self._share.count
-        mask = np.arange(own_rows) < self._share.num_rows(num_examples)
+        own_rows = num_rows // self._block.count
+        mask = np.arange(own_rows) < self._block.num_rows(num_examples)
         batch = Batch(pad_rows(rows, own_rows), mask)
         # Only now, when nothing can fail any more, the examples count as delivered.
         self._stream.advance(num_examples)
@@ -290,22 +277,13 @@ class BatchLoader:
             >>> bool((next(loader).data == first.data).all())
             True
         """
-        require_keys(
-            "state", state, ["version", "step", "batch_size", "micro_batch_size", "stream"]
-        )
-        require_equal("version", state["version"], _VERSION, "use the version that saved it.")
-        require_equal(
-            "micro_batch_size",
-            state["micro_batch_size"],
-            self._micro,
-            "pass the saved value to BatchLoader.",
-        )
+        require_layout(state, _VERSION, ["step", "batch_size", "micro_batch_size", "stream"])
+        remedy = "pass the saved value to BatchLoader."
+        require_equal(state, "micro_batch_size", self._micro, remedy)
         step, batch_size = saved_count(state, "step"), saved_count(state, "batch_size")
         if batch_size < 1 or batch_size % self._micro:
-            raise ValueError(
-                f"Expected batch_size to be a multiple of micro_batch_size={self._micro}, got "
-                f"batch_size={batch_size} saved: the saved state is damaged."
-            )
+            wanted = f"to be a multiple of micro_batch_size={self._micro}"
+            raise damaged("batch_size", batch_size, wanted)
         if self._max is not None and batch_size > self._max:
             raise ValueError(
                 f"Expected batch_size <= max_batch_size={self._max}, got batch_size={batch_size} "
@@ -321,22 +299,29 @@ class BatchLoader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def _checked_max(max_batch_size: int | None, batch_size: int, micro_batch_size: int) -> int | None:
-    if max_batch_size is None:
-        return None
-    size = checked_max(max_batch_size, micro_batch_size)
-    if size < batch_size:
-        raise ValueError(
-            f"Expected max_batch_size >= {batch_size=}, got max_batch_size={size}: the first batch "
-            "would be larger than the largest; pass a larger max_batch_size."
-        )
-    return size
+def _open_stream(
+    source: Any, block: RowBlock, shuffle: bool, seed: int, num_epochs: int | None, prefetch: int
+) -> IndexStream | IteratorStream:
+    """Opens `source` by its kind, or raises TypeError where its place could not be saved."""
+    seed = seed_number(seed)
+    prefetch = whole_number("prefetch", prefetch, 0, "it counts micro-batches.")
+    if num_epochs is not None:
+        num_epochs = whole_number("num_epochs", num_epochs, 1, "pass None for no end.")
+    rows = as_random_access(source)
+    if rows is not None:
+        return IndexStream(rows, block, bool(shuffle), seed, num_epochs, prefetch)
+    iterator = as_saving_iterator(source)
+    if iterator is None:
+        kind = "None" if source is None else f"an object of type {type(source).__name__}"
+        raise TypeError(_UNKNOWN_SOURCE.format(kind=kind))
+    for name, value in {"num_epochs": num_epochs, "prefetch": prefetch}.items():
+        if value:
+            raise ValueError(
+                f"Expected no {name} with an iterator as source, got {name}={value}: the iterator "
+                "decides it; set it where the iterator is made."
+            )
+    return IteratorStream(iterator, block)

@@ -11,9 +11,8 @@ import numpy as np
 from jax import NamedSharding, P
 
 from adaoptax._numbers import round_up
-from adaoptax.loop.loader import Batch
 from adaoptax.loop.processes import data_process, global_batch, num_parts
-from adaoptax.loop.rows import num_rows
+from adaoptax.loop.rows import Batch, num_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,20 +22,15 @@ class MicroBatches:
     Attributes:
         size: Examples of a micro-batch, over all processes.
         capacities: Row counts that have a program; None for any whole number of micro-batches.
-        sharding: Where rows lie; None for the device of the parameters.
+        sharding: Where rows lie; None for the device of the parameters. Its devices have to divide
+            a micro-batch.
     """
 
     size: int
     capacities: tuple[int, ...] | None
     sharding: NamedSharding | None
 
-    @functools.cached_property
-    def processes(self) -> int:
-        """Processes that hold different rows."""
-        return 1 if self.sharding is None else data_process(self.sharding)[1]
-
-    def check_sharding(self) -> None:
-        """Raises ValueError where the devices cannot share a micro-batch."""
+    def __post_init__(self) -> None:
         if self.sharding is None:
             return
         if not isinstance(self.sharding, NamedSharding):
@@ -51,6 +45,11 @@ class MicroBatches:
                 f" {self.sharding.spec}, got micro_batch_size={self.size}: every device holds rows"
                 f" of every micro-batch; pass micro_batch_size={round_up(self.size, parts)}."
             )
+
+    @functools.cached_property
+    def processes(self) -> int:
+        """Processes that hold different rows."""
+        return 1 if self.sharding is None else data_process(self.sharding)[1]
 
     def count(self, batch: Batch) -> int:
         """Micro-batches in what the loader of this process delivered; the same everywhere."""
@@ -69,7 +68,7 @@ class MicroBatches:
         return rows // self.size
 
     def place(self, batch: Batch) -> Batch:
-        """All of it on the devices: leaves [micro-batches, rows, ...]."""
+        """The whole batch on the devices: leaves [micro-batches, rows, ...]."""
         count = self.count(batch)
         if self.sharding is None:
             cut = lambda x: np.reshape(x, (count, self.size, *np.shape(x)[1:]))
@@ -129,7 +128,7 @@ def check_batch(batch: Any) -> None:
 
 
 def is_placed(batch: Batch) -> bool:
-    """Whether `place` has made it."""
+    """Whether `batch` was put on the devices by `place`; ValueError if by anything else."""
     if np.ndim(batch.mask) == 2:
         return True
     if isinstance(batch.mask, jax.Array):

@@ -1,6 +1,5 @@
-"""The scalars that a step returns: from the device, into a record, and into saved text."""
+"""The scalars that a step returns, on their way from the device into a record."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,28 +50,3 @@ def start_reading(output: Any) -> dict[str, Any]:
 def finish_reading(output: Mapping[str, Any]) -> dict[str, Number]:
     """Waits for the scalars; each becomes a plain bool, int or float."""
     return {name: np.asarray(value).item() for name, value in jax.device_get(dict(output)).items()}
-
-
-def to_text(numbers: Mapping[str, Number]) -> dict[str, Number | str]:
-    """The same numbers for strict JSON: what it cannot hold (inf, NaN) as text."""
-    return {name: x if math.isfinite(x) else repr(x) for name, x in numbers.items()}
-
-
-def from_text(saved: Any) -> dict[str, Number]:
-    """Numbers out of what `to_text` returned, or a ValueError."""
-    if not isinstance(saved, Mapping):
-        raise ValueError(
-            f"Expected output to be a dict of numbers, got {type(saved).__name__} saved: the saved "
-            "state is damaged."
-        )
-    numbers: dict[str, Number] = {}
-    for name, value in saved.items():
-        try:
-            numbers[name] = float(value) if isinstance(value, str) else value
-            math.isfinite(numbers[name])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Expected a number as output, got {name}={value!r} saved: the saved state is "
-                "damaged."
-            ) from error
-    return numbers

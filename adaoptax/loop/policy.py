@@ -6,9 +6,14 @@ from typing import Any
 
 from adaoptax._numbers import real_number, whole_number
 from adaoptax._validate import is_number
-from adaoptax.loop.bounds import Bounds, SizeOrSchedule
-from adaoptax.loop.grid import make_grid
-from adaoptax.loop.saved_state import require_equal, require_keys, saved_count
+from adaoptax.loop.saved_state import (
+    damaged,
+    require_layout,
+    saved_count,
+    saved_number,
+    to_strict,
+)
+from adaoptax.loop.sizes import Bounds, Grid, SizeOrSchedule
 from adaoptax.typing import Scalar
 
 _VERSION = 1
@@ -46,17 +51,17 @@ class GrowthPolicy:
     r = inf (the gradient is all noise)        ``grow``        the largest step allowed
     r > b = max_batch_size                     ``cap``         b; `num_cap_hits` counts r > max
     r > b, in fewer updates                    ``wait``        b
-    hysteresis * b < r <= b                    ``keep``        b; both rows start anew
+    hysteresis * b < r <= b                    ``keep``        b; both counts of updates in a row
+                                                               start anew
     r <= hysteresis * b, for `patience`        ``shrink``      with ``shrink=True`` r rounded up,
     updates in a row (in fewer: ``wait``)                      but at least b / max_growth
                                                                rounded up (one step of the grid
                                                                is always allowed), and at least
                                                                min_batch_size; else ``keep``
-    r = NaN (undefined: no evidence)           ``undefined``   b; the rows of updates go on as if
-                                                               it had not happened
-    None (not measured at this step)           ``unmeasured``  b; as if there had been no update,
-                                                               but for the examples
-    fewer than `cooldown` examples since the   ``cooldown``    b; the rows of updates go on
+    r = NaN (undefined: no evidence)           ``undefined``   b; the updates in a row before it
+                                                               still count
+    None (not measured at this step)           ``unmeasured``  b; only its examples are counted
+    fewer than `cooldown` examples since the   ``cooldown``    b; updates in a row are counted on
     last change of size, and r asks for one
     =========================================  ==============  =================================
 
@@ -120,7 +125,7 @@ class GrowthPolicy:
         shrink: bool = False,
         hysteresis: float = 0.5,
     ) -> None:
-        self._grid = make_grid(multiple_of, sizes)
+        self._grid = Grid(multiple_of, sizes)
         self._bounds = Bounds(min_batch_size, max_batch_size, self._grid)
         if not (is_number(max_growth) and max_growth > 1):
             raise ValueError(
@@ -281,7 +286,7 @@ class GrowthPolicy:
         """Returns the size, the requirement and all counters.
 
         Returns:
-            A new dict of plain ints, strings and None that strict JSON can hold.
+            A new dict of plain numbers, texts and None that strict JSON can hold.
 
         Examples:
             >>> from adaoptax.loop import GrowthPolicy
@@ -289,13 +294,12 @@ class GrowthPolicy:
             >>> size = policy.update(float("inf"))
             >>> state = policy.get_state()
             >>> state["batch_size"], state["required_batch_size"], state["num_cap_hits"]
-            (16, 'inf', 1)
+            (16, 'Infinity', 1)
         """
         state: dict[str, Any] = {
             "version": _VERSION,
             "batch_size": self._batch_size,
-            # As text, which keeps every digit and, unlike a JSON number, may be inf.
-            "required_batch_size": None if self._required is None else repr(self._required),
+            "required_batch_size": to_strict(self._required),  # which may be inf
             "since_change": self._since_change,
         }
         return state | {name.lstrip("_"): getattr(self, name) for name in _COUNTS}
@@ -318,14 +322,13 @@ class GrowthPolicy:
             16
         """
         names = {name: name.lstrip("_") for name in _COUNTS}
-        keys = ["version", "batch_size", "required_batch_size", "since_change", *names.values()]
-        require_keys("state", state, keys)
-        require_equal("version", state["version"], _VERSION, "use the version that saved it.")
+        keys = ["batch_size", "required_batch_size", "since_change", *names.values()]
+        require_layout(state, _VERSION, keys)
         size, clock = saved_count(state, "batch_size"), saved_count(state, "clock")
         low, high = self._bounds.at(clock)
         if not (low <= size <= high and self._grid.up(size) == size):
             raise ValueError(
-                f"Expected batch_size to be {self._grid.describe()} from {low} to {high}, got "
+                f"Expected batch_size to be {self._grid} from {low} to {high}, got "
                 f"batch_size={size} saved: pass bounds and multiple_of that allow it, or set "
                 "state['batch_size'] to a size that they allow."
             )
@@ -351,13 +354,9 @@ def _checked_requirement(value: Any) -> float:
 
 
 def _saved_requirement(saved: Any) -> float | None:
-    try:
-        required = None if saved is None else float(saved)
-    except (TypeError, ValueError):
-        required = math.nan
-    if required is not None and not required >= 0:
-        raise ValueError(
-            f"Expected required_batch_size to be None or a number >= 0, got "
-            f"required_batch_size={saved!r} saved: the saved state is damaged."
-        )
+    if saved is None:
+        return None
+    required = float(saved_number("required_batch_size", saved))
+    if not required >= 0:
+        raise damaged("required_batch_size", saved, ">= 0")
     return required

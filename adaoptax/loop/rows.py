@@ -1,15 +1,36 @@
-"""Examples as rows: stack them, join micro-batches, fill up to a fixed number of rows."""
+"""A batch of rows: examples are stacked, joined, padded, counted, and checked to be alike."""
 
+import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from adaoptax.loop.tensors import to_host
+from adaoptax._tree import ArrayTree
+from adaoptax.loop.packages import to_host
 
 # One call converts a list of them, and all have one type.
 _PLAIN = {int, float, bool}
+
+
+class Batch(NamedTuple):
+    """One batch on the host, or the rows of it that one process reads.
+
+    Attributes:
+        data: A pytree like one example, of NumPy arrays with a leading axis of rows.
+        mask: Booleans, one a row: True for real examples, False for padding. Real rows come
+            first; padding rows are copies of the first row (where this process has no real row at
+            all: of the first of the batch).
+    """
+
+    data: ArrayTree
+    mask: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        """Number of real examples in these rows; see `BatchLoader.num_examples` for all."""
+        return int(np.count_nonzero(self.mask))
 
 
 def stack_examples(examples: Sequence[Any], indices: Sequence[int]) -> Any:
@@ -79,25 +100,26 @@ def _join_leaf(
 
 def num_rows(batch: Any) -> int:
     """The common number of rows of all leaves of a micro-batch, or a ValueError that names them."""
-    leaves, _ = jax.tree.flatten_with_path(batch)
-    counts = {jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in leaves}
-    if not counts or () in counts.values() or len(set(counts.values())) > 1:
-        raise ValueError(
-            "Expected a micro-batch whose leaves are arrays with one equal number of rows, got "
-            f"{describe_rows(counts)}: this usually means that the source yields single examples "
-            "or lists of numbers; batch it into NumPy arrays first (a Hugging Face dataset by "
-            '.with_format("numpy").batch(micro_batch_size)).'
-        )
-    return next(iter(counts.values()))[0]
+    return equal_rows(
+        batch,
+        "a micro-batch whose leaves are arrays with one equal number of rows",
+        "this usually means that the source yields single examples or lists of numbers; batch it "
+        "into NumPy arrays first (a Hugging Face dataset by "
+        '.with_format("numpy").batch(micro_batch_size)).',
+    )
 
 
-def describe_rows(counts: dict[str, tuple[int, ...]]) -> str:
-    """Lists leaves with their leading sizes; the first six are enough to see the mistake."""
-    named = [
+def equal_rows(tree: Any, expected: str, remedy: str) -> int:
+    """The leading length that all leaves share, or a ValueError made of `expected` and `remedy`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    rows = {jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in leaves}
+    if rows and () not in rows.values() and len(set(rows.values())) == 1:
+        return next(iter(rows.values()))[0]
+    named = [  # the first six are enough to see the mistake
         f"{path or 'the array'}: {count[0] if count else 'no rows'}"
-        for path, count in list(counts.items())[:6]
+        for path, count in list(rows.items())[:6]
     ]
-    return ", ".join(named) if named else "no array"
+    raise ValueError(f"Expected {expected}, got {', '.join(named) or 'no array'}: {remedy}")
 
 
 def pad_rows(batch: Any, rows: int) -> Any:
@@ -112,3 +134,45 @@ def pad_rows(batch: Any, rows: int) -> Any:
         return padded
 
     return jax.tree.map(pad, batch)
+
+
+def checksum_of_rows(batch: Any) -> int:
+    """Checksum of types, shapes and values."""
+    checksum = 0
+    for leaf in jax.tree.leaves(batch):
+        array = np.asarray(leaf)
+        checksum = zlib.crc32(f"{array.dtype.str}{array.shape}".encode(), checksum)
+        # Objects are pointers in memory, which differ from run to run.
+        if not (array.dtype.hasobject or array.dtype.kind == "T"):
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    return checksum
+
+
+class SameKind:
+    """Checks that all rows of a source have one structure, and its types and shapes.
+
+    A change would compile the training step again.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[Any, list[str]] | None = None
+
+    def check(self, batch: Any) -> None:
+        """Raises ValueError where the rows of `batch` differ from the first that were checked."""
+        leaves, structure = jax.tree.flatten(batch)
+        found = structure, [_describe(leaf) for leaf in leaves]
+        if self._first is None:
+            self._first = found
+        elif found != self._first:
+            before, now = (f"{tree.unflatten(text)!r:.300}" for tree, text in (self._first, found))
+            raise ValueError(
+                f"Expected examples as before, {before}, got {now}: the source changed in the "
+                "middle, and the training step would be compiled again or compute something "
+                "else; give all examples the same fields, types and shapes."
+            )
+
+
+def _describe(leaf: np.ndarray) -> str:
+    # Texts of another length are no other type.
+    dtype = leaf.dtype.kind if leaf.dtype.kind in "US" else leaf.dtype.name
+    return f"{dtype}{list(leaf.shape[1:])}"

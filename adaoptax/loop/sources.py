@@ -7,11 +7,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from adaoptax.loop.huggingface import HuggingFaceSource
-from adaoptax.loop.kinds import is_a, is_of_package
-from adaoptax.loop.rows import describe_rows, stack_examples
-from adaoptax.loop.signature import Signature
-from adaoptax.loop.tensors import is_array, to_host
+from adaoptax.loop.packages import is_a, is_array, is_of_package, to_host
+from adaoptax.loop.rows import SameKind, equal_rows, stack_examples
 
 # Far more examples than any order fits in memory: `len` of an endlessly repeated dataset.
 _ENDLESS = min(2**40, sys.maxsize)
@@ -49,14 +46,14 @@ class ArraySource:
                     f"source{jax.tree_util.keystr(path)}: convert it with np.asarray, or pass a "
                     "list where the elements are examples."
                 )
-        counts = {jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in named}
-        if not counts or () in counts.values() or len(set(counts.values())) > 1:
-            raise ValueError(
-                "Expected arrays in source with one equal leading length, the number of "
-                f"examples, got {describe_rows(counts)}: put the examples first in every array."
+        self.length = _checked_length(
+            equal_rows(
+                arrays,
+                "arrays in source with one equal leading length, the number of examples",
+                "put the examples first in every array.",
             )
+        )
         self._leaves = [to_host(leaf) for _, leaf in named]
-        self.length = _checked_length(len(self._leaves[0]))
 
     def gather(self, indices: np.ndarray) -> Any:
         """Returns the rows at `indices` of every array."""
@@ -70,7 +67,7 @@ class ExampleSource:
         self._examples = examples
         self.length = _checked_length(len(examples))
         self.knows_epochs = is_of_package(examples, "grain", "MapDataset")
-        self._signature = Signature()
+        self._kind = SameKind()
 
     def gather(self, indices: np.ndarray) -> Any:
         """Reads the examples in one call where `__getitems__` is offered, else one by one."""
@@ -93,7 +90,7 @@ class ExampleSource:
                 "it must return a list with one example an index."
             )
         batch = stack_examples(examples, wanted)
-        self._signature.check(batch)
+        self._kind.check(batch)
         return batch
 
     def _read(self, wanted: list[int]) -> list[Any]:
@@ -108,6 +105,87 @@ class ExampleSource:
                 f"Expected source with {self.length} examples as at first, got {length}: it must "
                 "not change while it is read; make a new loader for the changed data."
             )
+
+
+class HuggingFaceSource:
+    """Columns of a map-style `datasets.Dataset`, in its own format, or else in that of NumPy.
+
+    The columns are read at once. (Taking them apart into examples and stacking these again costs
+    3 to 4 microseconds more an example.)
+    """
+
+    knows_epochs = False
+
+    def __init__(self, dataset: Any) -> None:
+        kind = dataset.format["type"]
+        if kind in ("arrow", "pandas", "polars"):
+            raise ValueError(
+                f"Expected a dataset of arrays as source, got one with the format {kind!r}: pass "
+                'dataset.with_format("numpy").'
+            )
+        self.length = _checked_length(len(dataset))
+        columns = dataset.format["columns"]
+        if kind is None:  # lists of Python numbers, and pictures as objects
+            dataset = dataset.with_format("numpy", columns=columns)
+        self._dataset = dataset
+        # What a transform of the user's makes of None is its own affair.
+        checked = [] if kind == "custom" else columns
+        self._holes = [name for name in checked if _has_holes(dataset.data.column(name))]
+        self._arrow = dataset.with_format("arrow", columns=self._holes) if self._holes else None
+        self._kind = SameKind()
+
+    def gather(self, indices: np.ndarray) -> Any:
+        """Returns the examples at `indices` as a dict of columns."""
+        wanted = _as_slice(indices)
+        self._refuse_holes(wanted)
+        columns = self._dataset[wanted]
+        if all(_is_column(column, len(indices)) for column in columns.values()):
+            batch = {name: to_host(column) for name, column in columns.items()}
+        else:  # nested features, or shapes that differ, which is refused there
+            names = list(columns)
+            rows = zip(*columns.values(), strict=True)
+            examples = [dict(zip(names, row, strict=True)) for row in rows]
+            batch = stack_examples(examples, indices.tolist())
+        self._kind.check(batch)
+        return batch
+
+    def _refuse_holes(self, wanted: Any) -> None:
+        if self._arrow is None:
+            return
+        table = self._arrow[wanted]
+        for name in self._holes:
+            if _has_holes(table.column(name)):
+                raise ValueError(
+                    f"Expected numbers in column {name!r} of source, got None: fill or filter it, "
+                    f"or leave it out by dataset.remove_columns({name!r})."
+                )
+
+
+def _as_slice(indices: np.ndarray) -> Any:
+    """A slice where `indices` follow each other, which is many times faster to read."""
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first == len(indices) - 1 and (np.diff(indices) == 1).all():
+        return slice(first, last + 1)
+    return indices.tolist()
+
+
+def _is_column(column: Any, rows: int) -> bool:
+    """Whether one array holds the column; of unequal shapes there is an array of objects."""
+    return is_array(column) and column.shape[:1] == (rows,) and column.dtype != object
+
+
+def _has_holes(column: Any) -> bool:
+    """Whether an Arrow column holds None, in lists too (NumPy would show NaN)."""
+    return any(map(_array_has_holes, column.chunks))
+
+
+def _array_has_holes(array: Any) -> bool:
+    if array.null_count:
+        return True
+    array = getattr(array, "storage", array)
+    inner = array.flatten() if array.type.num_fields else []
+    # Fields of a structure may well be empty: a picture has its bytes or its path.
+    return not isinstance(inner, list) and _array_has_holes(inner)
 
 
 def as_random_access(source: Any) -> RandomAccess | None:

@@ -10,7 +10,7 @@ from jax import NamedSharding
 
 from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
-from adaoptax.loop.loader import Batch
+from adaoptax.loop.rows import Batch
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.micro_steps import MicroSteps, MicroStepsState
 
@@ -52,7 +52,7 @@ class StepPrograms:
     everywhere: NamedSharding | None
 
     def start(self, state: Any, micro_batch: ArrayTree, *args: Any) -> Accumulation:
-        """No micro-batch yet; only shapes of `micro_batch` are read."""
+        """The sums before the first micro-batch; only shapes of `micro_batch` are read."""
         params, metric = self.params_of(state), None
         if self.preconditioner_of is not None:
             # New arrays, also of one that the state holds: sums are given away, the state is not.
@@ -73,14 +73,14 @@ class StepPrograms:
         return self._in_place(Accumulation(parts, number, metric)), number
 
     def finish(self, so_far: Accumulation, state: Any) -> tuple[Any, Any]:
-        """The user's update, by all micro-batches together."""
+        """The user's update, from the statistics of all micro-batches together."""
         measured = self.steps.finish(so_far.parts, self.params_of(state), so_far.preconditioner)
         new, output = checked_update(state, self.update(state, *measured))
         output = jax.tree.map(self._scalars_everywhere, output)
         return jax.tree.map(_keep_place, new, self.places), output
 
     def whole(self, state: Any, batch: Batch, *args: Any) -> tuple[Any, Any]:
-        """All of it on leaves [micro-batches, rows, ...]; the last real row ends the loop."""
+        """A step on leaves [micro-batches, rows, ...]; the loop ends after the last real row."""
         params = self.params_of(state)
 
         def at(i: Any) -> Batch:
@@ -109,7 +109,7 @@ class StepPrograms:
         )
 
     def _scalars_everywhere(self, x: Any) -> Any:
-        """What the hosts decide by is the same on all of them."""
+        """Scalars are replicated, because the hosts decide by them."""
         if self.everywhere is None or jnp.ndim(x):
             return x
         return jax.lax.with_sharding_constraint(x, self.everywhere)

@@ -71,13 +71,14 @@ def run(step, state, loader, sizes):
     return state
 
 
-def test_padded_compiles_once_for_1_to_64_micro_batches(compilations, begin):
-    step = make("padded")
+@pytest.mark.parametrize(("how", "programs"), [("padded", 1), ("host", 3)])
+def test_the_first_step_compiles_for_1_to_64_micro_batches(how, programs, compilations, begin):
+    step = make(how)
     state, loader = begin(step)
     state = run(step, state, loader, SIZES[:1])
-    assert compilations.count == 1
+    assert compilations.count == programs
     run(step, state, loader, SIZES + SIZES[::-1])
-    assert compilations.count == 1
+    assert compilations.count == programs
 
 
 def test_the_ladder_compiles_once_a_capacity(compilations, begin):
@@ -87,15 +88,6 @@ def test_the_ladder_compiles_once_a_capacity(compilations, begin):
     assert compilations.count == len(step.capacities) == math.log2(LARGEST // MICRO) + 1
     run(step, state, loader, range(MICRO, LARGEST + 1, MICRO))
     assert compilations.count == len(step.capacities)
-
-
-def test_the_host_drives_two_programs_and_a_start(compilations, begin):
-    step = make("host")
-    state, loader = begin(step)
-    state = run(step, state, loader, SIZES[:1])
-    assert compilations.count == 3
-    run(step, state, loader, SIZES)
-    assert compilations.count == 3
 
 
 def test_a_ragged_micro_batch_is_one_program_more_for_the_host(compilations, begin):
@@ -216,15 +208,11 @@ def test_memory_does_not_depend_on_the_size_where_the_host_drives():
             step.fit(state, example, memory_bytes=10)
 
 
-def test_a_cpu_does_not_tell_its_memory():
-    step, state = make("padded"), initial_state()
-    with pytest.raises(ValueError, match="Expected memory_bytes for a cpu device"):
-        step.fit(state, next(loader_for(step)))
-
-
 def test_fit_runs_nothing_and_keeps_what_it_compiled(compilations, begin):
     step = make("padded")
     state, loader = begin(step)
+    with pytest.raises(ValueError, match="Expected memory_bytes for a cpu device"):
+        step.fit(state, next(loader))
     assert step.fit(state, next(loader), memory_bytes=10**9) == LARGEST
     assert compilations.count == 1
     run(step, state, loader, SIZES)

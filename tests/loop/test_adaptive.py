@@ -16,11 +16,9 @@ from adaoptax.loop import AdaptiveLoop, BatchLoader, GrowthPolicy, Record
 INF, NAN = math.inf, math.nan
 
 
-def make_loop(n=200, num_epochs=None, callbacks=(), act=True, **policy):
+def make_loop(n=200, num_epochs=None, callbacks=(), **policy):
     loader = BatchLoader(np.arange(n), 8, max_batch_size=64, num_epochs=num_epochs)
-    return AdaptiveLoop(
-        loader, GrowthPolicy(8, 64, multiple_of=8, **policy), callbacks=callbacks, act=act
-    )
+    return AdaptiveLoop(loader, GrowthPolicy(8, 64, multiple_of=8, **policy), callbacks=callbacks)
 
 
 def drive(loop, outputs):
@@ -76,12 +74,14 @@ def test_a_step_is_read_only_when_the_next_one_has_started():
 
 
 def test_records_hold_all_that_the_page_says():
-    records: list[Record] = []
-    with make_loop(num_epochs=1, n=60, callbacks=[records.append]) as loop:
+    listener = Listener()
+    with make_loop(num_epochs=1, n=60, callbacks=[listener]) as loop:
         outputs = iter([40.0, INF, NAN, 1.0, 1.0])
         for _ in loop:
             output = {"required": jnp.float32(next(outputs)), "loss": jnp.bfloat16(2.5)}
             loop.observe(output | {"mine": 7, "measured": jnp.bool_(True)})
+    records = listener.records
+    assert listener.closed == 1
     facts = [(r["step"], r["examples"], r["epoch"], r["batch_size"]) for r in records]
     assert facts == [(1, 8, 8 / 60, 8), (2, 16, 16 / 60, 8), (3, 32, 32 / 60, 16), (4, 60, 1.0, 28)]
     assert [r["decision"] for r in records] == ["grow", "grow", "undefined", "keep"]
@@ -105,12 +105,14 @@ def test_an_unmeasured_step_is_no_evidence():
 
 def test_a_loop_that_only_looks_changes_nothing_but_tells_what_it_would_do():
     records: list[Record] = []
-    loop = make_loop(callbacks=[records.append], act=False)
+    loader = BatchLoader(np.arange(200), 8, max_batch_size=8)  # smaller than those of the policy
+    policy = GrowthPolicy(8, 64, multiple_of=8)
+    loop = AdaptiveLoop(loader, policy, callbacks=[records.append], act=False)
     delivered = drive(loop, [{"required": INF}] * 5)
     assert [len(batch) for batch in delivered] == [8] * 5
     assert [r["next_batch_size"] for r in records] == [16, 32, 64, 64]
     assert [r["decision"] for r in records] == ["grow", "grow", "grow", "cap"]
-    assert loop.policy.num_noise_dominated == 4
+    assert policy.num_noise_dominated == 4
 
 
 def test_without_a_policy_the_size_stays():
@@ -192,14 +194,6 @@ def test_the_state_at_the_end_goes_on_in_a_longer_run():
     # The first run ended with a short batch; all sizes after it are decided as in the long one.
     assert second.policy.get_state()["num_updates"] == step + len(more)
     assert sum(sizes + more) == sum(longer) == 160
-
-
-def test_callbacks_are_closed_once_and_have_every_record():
-    listener = Listener()
-    with make_loop(n=40, num_epochs=1, callbacks=[listener]) as loop:
-        for _ in loop:
-            loop.observe({})
-    assert (len(listener.records), listener.closed) == (5, 1)
 
 
 def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
@@ -308,13 +302,6 @@ def test_refuses_a_policy_that_does_not_fit_the_loader(policy, error, message):
         AdaptiveLoop(BatchLoader(np.arange(50), 8, max_batch_size=64), policy)
 
 
-def test_a_larger_policy_may_look_without_acting():
-    loader = BatchLoader(np.arange(500), 8, max_batch_size=8)
-    loop = AdaptiveLoop(loader, GrowthPolicy(8, 512, multiple_of=8), act=False)
-    drive(loop, [{"required": INF}] * 9)
-    assert (loop.policy.batch_size, loader.batch_size) == (512, 8)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -323,32 +310,19 @@ def test_a_larger_policy_may_look_without_acting():
         ({"unread": {"step": 1}}, "the key 'examples'"),
         ({"policy": {}}, "the key 'version'"),
         ({"loader": {}}, "the key 'version'"),
+        ({"output": None}, "Expected output to be a dict of numbers, got output=None"),
+        ({"output": {"loss": "much"}}, "Expected loss to be a number, got loss='much'"),
+        ({"output": {"loss": [1]}}, "Expected loss to be a number, got loss="),
+        ({"step": -1}, "Expected step >= 0"),
+        ({"step": 2}, r"the last of the loader, \(step, examples\)=\(3, 32\), got \(2, 32\)"),
+        ({"batch_size": 10**6}, "Expected batch_size <= examples"),
     ],
 )
 def test_refuses_damaged_states_and_stays(change, message):
     loop = make_loop()
     drive(loop, [{"required": 99.0}] * 3)
     before = loop.get_state()
+    of_the_loop = change.keys() <= before.keys()
     with pytest.raises(ValueError, match=message):
-        loop.set_state(before | change)
-    assert loop.get_state() == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"output": None}, "Expected output to be a dict of numbers, got NoneType"),
-        ({"output": {"loss": "much"}}, "Expected a number as output, got loss='much'"),
-        ({"output": {"loss": [1]}}, "Expected a number as output, got loss="),
-        ({"step": -1}, "Expected step >= 0"),
-        ({"step": 2}, r"the last of the loader, \(step, examples\)=\(3, 32\), got \(2, 32\)"),
-        ({"batch_size": 10**6}, "Expected batch_size <= examples"),
-    ],
-)
-def test_refuses_damaged_numbers(change, message):
-    loop = make_loop()
-    drive(loop, [{"required": 99.0}] * 3)
-    before = loop.get_state()
-    with pytest.raises(ValueError, match=message):
-        loop.set_state(before | {"unread": before["unread"] | change})
+        loop.set_state(before | (change if of_the_loop else {"unread": before["unread"] | change}))
     assert loop.get_state() == before

@@ -5,23 +5,21 @@ import json
 
 import numpy as np
 import pytest
+from fake_sources import GetState, cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_source_faults import Iterator
 
 from adaoptax.loop import BatchLoader
 
 N = 60
 
 
-def index_loader(**other):
-    arguments = {"micro_batch_size": 4, "max_batch_size": 32, "seed": 7, "num_epochs": 3} | other
-    return BatchLoader(np.arange(N), 8, **arguments)
+def index_loader():
+    return BatchLoader(np.arange(N), 8, micro_batch_size=4, max_batch_size=32, seed=7, num_epochs=3)
 
 
 def iterator_loader():
-    micro_batches = [np.arange(i, i + 4) for i in range(0, 3 * N, 4)]
-    return BatchLoader(Iterator(micro_batches), 8, micro_batch_size=4, max_batch_size=32)
+    return BatchLoader(GetState(cut(np.arange(3 * N), 4)), 8, micro_batch_size=4, max_batch_size=32)
 
 
 MAKERS = {"index": index_loader, "iterator": iterator_loader}
@@ -107,7 +105,8 @@ def test_every_key_is_needed(kind):
         for key in path[:-1]:
             inner = inner[key]
         del inner[path[-1]]
-        with pytest.raises(ValueError, match="Expected"):
+        ours = "iterator" not in path[:-1]  # else the checksum tells
+        with pytest.raises(ValueError, match=f"the key '{path[-1]}'" if ours else "checksum"):
             MAKERS[kind]().set_state(state)
 
 
@@ -121,22 +120,8 @@ def test_a_truncated_text_never_becomes_a_state(kind, tried):
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"seed": 8}, "Expected seed=8 as here, got seed=7"),
-        ({"shuffle": False}, "Expected shuffle=False as here"),
-        ({"num_epochs": 2}, "Expected num_epochs=2 as here"),
-        ({"num_epochs": None}, "Expected num_epochs=None as here"),
-        ({"micro_batch_size": 8}, "Expected micro_batch_size=8 as here"),
-        ({"max_batch_size": 16}, "batch_size <= max_batch_size=16, got batch_size=20"),
-    ],
+    "foreign", [{}, {"params": 1}, [], 3, None, "{}", {"version": 1, "stream": 2}]
 )
-def test_a_loader_made_with_other_arguments_refuses_the_state(changed, message):
-    with pytest.raises(ValueError, match=message):
-        index_loader(**changed).set_state(STATES["index"])
-
-
-@pytest.mark.parametrize("foreign", [{}, {"params": 1}, [], 3, "{}", {"version": 1, "stream": 2}])
 def test_foreign_objects_are_refused(foreign):
     for make in MAKERS.values():
         with pytest.raises(ValueError, match="Expected state"):

@@ -9,84 +9,12 @@ import datasets
 import grain
 import numpy as np
 import pytest
+from fake_sources import AtOnce, Examples, GetState, Sometimes, StateDict, cut
 from test_loader_processes import assemble
 
 from adaoptax.loop import BatchLoader, epoch_permutation
 
 STEPS = 25
-
-
-class Flaky(list):
-    """Examples whose reading fails now and then."""
-
-    def __init__(self, values):
-        super().__init__(values)
-        self.rng = np.random.default_rng(len(self))
-
-    def __getitem__(self, index):
-        if self.rng.random() < 0.01:
-            raise OSError("disk")
-        return super().__getitem__(index)
-
-
-class AtOnce:
-    """Examples that are read by many indices at once."""
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, index):
-        return index
-
-    def __getitems__(self, indices):
-        return indices
-
-
-class Stream:
-    """Micro-batches with `get_state`; where it fails, it has moved on."""
-
-    def __init__(self, values, micro):
-        self.values, self.micro, self.place = values, micro, 0
-        self.rng = np.random.default_rng(len(values))
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.place >= len(self.values):
-            raise StopIteration
-        start = self.place
-        self.place += self.micro
-        if self.rng.random() < 0.02:
-            raise OSError("network")
-        return np.asarray(self.values[start : self.place])
-
-    def get_state(self):
-        return {"place": self.place}
-
-    def set_state(self, state):
-        self.place = state["place"]
-
-
-class Loadable:
-    """The same by `state_dict`, whose loaded place holds from the next `iter` on."""
-
-    def __init__(self, values, micro):
-        self.values, self.micro, self.place = values, micro, 0
-
-    def __iter__(self):
-        for start in range(self.place, len(self.values), self.micro):
-            self.place = start + self.micro
-            yield np.asarray(self.values[start : self.place])
-
-    def state_dict(self):
-        return {"place": (self.place, b"bytes")}
-
-    def load_state_dict(self, state):
-        self.place, _ = state["place"]
 
 
 def values_of(leaf):
@@ -96,15 +24,15 @@ def values_of(leaf):
 INDEXED = {
     "array": np.arange,
     "list": lambda n: list(range(n)),
-    "flaky list": lambda n: Flaky(range(n)),
-    "at once": AtOnce,
+    "flaky list": lambda n: Examples(range(n), Sometimes(0.01, n)),
+    "at once": lambda n: AtOnce(range(n)),
     "dicts": lambda n: [{"x": np.zeros(2), "y": i} for i in range(n)],
     "grain.MapDataset": grain.MapDataset.range,
     "datasets.Dataset": lambda n: datasets.Dataset.from_dict({"y": list(range(n))}),
 }
 ITERATED = {
-    "get_state": Stream,
-    "state_dict": Loadable,
+    "get_state": lambda values, micro: GetState(cut(values, micro), Sometimes(0.02, len(values))),
+    "state_dict": lambda values, micro: StateDict(cut(values, micro)),
     "grain iterator": lambda values, micro: (
         grain.MapDataset.source(values).batch(micro).to_iter_dataset()
     ),

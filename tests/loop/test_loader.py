@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_sources import Examples, GetState, Sometimes, cut
 
 from adaoptax.loop import Batch, BatchLoader, capacities, epoch_permutation
 
@@ -26,16 +27,12 @@ def order(n, seed, num_epochs):
     return [int(i) for epoch in range(num_epochs) for i in epoch_permutation(n, seed, epoch)]
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
-def test_delivers_the_epochs_in_order_without_a_seam(prefetch):
-    with BatchLoader(np.arange(10), 4, seed=3, prefetch=prefetch) as loader:
-        delivered = [i for _ in range(10) for i in real(next(loader))]
-    assert delivered == order(10, 3, 4)
-
-
 def test_batch_larger_than_the_data_spans_epochs():
     loader = BatchLoader(np.arange(3), 8, seed=1)
-    assert real(next(loader)) == order(3, 1, 3)[:8]
+    assert iter(loader) is loader
+    batch = next(loader)
+    assert isinstance(batch, Batch)
+    assert real(batch) == order(3, 1, 3)[:8]
     assert (loader.epoch, loader.step, loader.examples_seen) == (8 / 3, 1, 8)
 
 
@@ -68,15 +65,8 @@ def test_padding_gives_one_shape_and_a_mask(prefetch):
         traces.append(mask.shape)
         return jnp.sum(data["x"] * mask)
 
-    loader = BatchLoader(
-        source,
-        4,
-        max_batch_size=16,
-        pad_to="max",
-        num_epochs=1,
-        shuffle=False,
-        prefetch=prefetch,
-    )
+    arguments = {"num_epochs": 1, "shuffle": False, "prefetch": prefetch}
+    loader = BatchLoader(source, 4, max_batch_size=16, pad_to="max", **arguments)
     sizes: list[int] = []
     total = 0.0
     for batch in loader:
@@ -141,9 +131,6 @@ def test_resize_rounds_up_and_caps():
     assert all(type(size) is int for size in sizes)
     assert loader.batch_size == 24
     assert len(next(loader).mask) == 24
-
-
-def test_first_size_is_rounded_like_resize():
     assert BatchLoader(np.arange(100), 10, micro_batch_size=4).batch_size == 12
 
 
@@ -213,48 +200,6 @@ def test_resize_refuses_what_is_no_size(n, message):
     assert loader.batch_size == 2
 
 
-class Flaky:
-    """Examples whose reading fails at random moments."""
-
-    def __init__(self, n, seed, rate):
-        self.n, self.rng, self.rate, self.failures = n, np.random.default_rng(seed), rate, 0
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, index):
-        if self.rng.random() < self.rate:
-            self.failures += 1
-            raise OSError(f"disk of example {index}")
-        return index
-
-
-class FlakyIterator:
-    """An iterator that fails at random moments, and then has moved on all the same."""
-
-    def __init__(self, n, micro, seed, rate):
-        self.n, self.micro, self.place = n, micro, 0
-        self.rng, self.rate, self.failures = np.random.default_rng(seed), rate, 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.place >= self.n:
-            raise StopIteration
-        self.place += self.micro
-        if self.rng.random() < self.rate:
-            self.failures += 1
-            raise OSError("network")
-        return np.arange(self.place - self.micro, min(self.place, self.n))
-
-    def get_state(self):
-        return {"place": self.place}
-
-    def set_state(self, state):
-        self.place = state["place"]
-
-
 def drain(loader, rng):
     """All examples, by trying again after every error; saves and restores now and then."""
     delivered: list[int] = []
@@ -279,31 +224,26 @@ def drain(loader, rng):
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_source_loses_nothing(prefetch, seed):
-    source = Flaky(53, seed, rate=0.05)
-    loader = BatchLoader(source, 4, seed=seed, num_epochs=2, prefetch=prefetch)
-    delivered, errors = drain(loader, np.random.default_rng(seed))
-    loader.close()
-    assert 0 < errors <= source.failures  # none is raised twice
+    fault = Sometimes(0.05, seed)
+    source = Examples(range(53), fault)
+    with BatchLoader(source, 4, seed=seed, num_epochs=2, prefetch=prefetch) as loader:
+        delivered, errors = drain(loader, np.random.default_rng(seed))
+    assert 0 < errors <= fault.failures  # none is raised twice
     assert delivered == order(53, seed, 2)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_iterator_loses_nothing(seed):
-    source = FlakyIterator(203, 4, seed, rate=0.2)
-    delivered, errors = drain(BatchLoader(source, 4), np.random.default_rng(seed))
-    assert 0 < errors == source.failures
+    fault = Sometimes(0.2, seed)
+    loader = BatchLoader(GetState(cut(range(203), 4), fault), 4)
+    delivered, errors = drain(loader, np.random.default_rng(seed))
+    assert 0 < errors == fault.failures
     assert delivered == list(range(203))
 
 
 def test_failing_grain_pipeline_loses_nothing():
-    rng = np.random.default_rng(0)
-
-    def sometimes(i):
-        if rng.random() < 0.02:
-            raise OSError("disk")
-        return i
-
-    dataset = grain.MapDataset.range(101).map(sometimes).batch(4).to_iter_dataset()
+    fault = Sometimes(0.02)
+    dataset = grain.MapDataset.range(101).map(lambda i: fault(i) or i).batch(4).to_iter_dataset()
     loader = BatchLoader(dataset, 4)
     delivered, errors = drain(loader, np.random.default_rng(1))
     assert errors > 0
@@ -312,37 +252,22 @@ def test_failing_grain_pipeline_loses_nothing():
 
 
 def test_state_can_be_saved_while_the_source_fails():
-    source = Flaky(20, 0, rate=1.0)
-    loader = BatchLoader(source, 4)
+    fault = Sometimes(1.0)
+    loader = BatchLoader(Examples(range(20), fault), 4)
     state = loader.get_state()
     assert state["stream"]["fingerprint"] is None
-    source.rate = 0.0
+    fault.rate = 0.0
     loader.set_state(state)
     assert real(next(loader)) == order(20, 0, 1)[:4]
 
 
 def test_error_of_the_background_thread_keeps_its_traceback():
     with (
-        BatchLoader(Flaky(20, 0, rate=1.0), 4, prefetch=2) as loader,
-        pytest.raises(OSError, match="disk of example") as caught,
+        BatchLoader(Examples(range(20), Sometimes(1.0)), 4, prefetch=2) as loader,
+        pytest.raises(OSError, match="disk of") as caught,
     ):
         next(loader)
     assert "__getitem__" in "".join(traceback.format_tb(caught.value.__traceback__))
-
-
-class Recording:
-    """Examples that remember which thread read them, and how many were read."""
-
-    def __init__(self, n):
-        self.n, self.read, self.threads = n, 0, set()
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, index):
-        self.threads.add(threading.current_thread())
-        self.read += 1
-        return index
 
 
 def wait_until(condition):
@@ -353,15 +278,15 @@ def wait_until(condition):
 
 
 def test_prefetch_reads_the_stated_number_ahead_in_one_thread():
-    source = Recording(1000)
+    source = Examples(range(1000))
     with BatchLoader(source, 4, prefetch=3) as loader:
         next(loader)
-        wait_until(lambda: source.read == 4 + 3 * 4)
+        wait_until(lambda: len(source.read) == 4 + 3 * 4)
         loader.resize(8)
         next(loader)
-        wait_until(lambda: source.read == 4 + 8 + 3 * 4)
+        wait_until(lambda: len(source.read) == 4 + 8 + 3 * 4)
         time.sleep(0.02)
-        assert source.read == 4 + 8 + 3 * 4
+        assert len(source.read) == 4 + 8 + 3 * 4
         loader.get_state()
     assert len(source.threads) == 1
     assert threading.current_thread() not in source.threads
@@ -381,7 +306,7 @@ def test_no_thread_is_left_behind(how):
         return {thread for thread in threading.enumerate() if "adaoptax" in thread.name}
 
     before = ours()
-    loader = BatchLoader(Recording(1000), 4, prefetch=2)
+    loader = BatchLoader(Examples(range(1000)), 4, prefetch=2)
     next(loader)
     (thread,) = ours() - before
     assert thread.daemon  # never keeps the program from ending
@@ -407,9 +332,3 @@ def test_closed_loader_gives_no_batch_but_still_its_state(prefetch):
     with pytest.raises(RuntimeError, match=r"after close\(\)"):
         next(loader)
     assert json.loads(json.dumps(loader.get_state()))["stream"]["cursor"] == 4
-
-
-def test_iterator_protocol():
-    loader = BatchLoader(np.arange(4), 2)
-    assert iter(loader) is loader
-    assert isinstance(next(loader), Batch)

@@ -1,18 +1,15 @@
 """Datasets of other libraries themselves: growth, exact resume, types, and what is refused."""
 
-import json
-
 import datasets
 import grain
-import jax
 import numpy as np
 import pytest
+from test_loader_resume import SIZES, check_growth_and_resume
 
 from adaoptax.loop import BatchLoader
 
 N = 43
 X = np.repeat(np.arange(N, dtype=np.float32)[:, None], 2, axis=1)
-SIZES = [4, 4, 8, 8, 4, 16, 16]
 
 
 def hf(**columns):
@@ -58,33 +55,6 @@ ITERATORS = {
         [grain_rows().to_iter_dataset(), grain_rows(100).to_iter_dataset()], [0.5, 0.5]
     ).batch(4),
 }
-
-
-def take(loader, sizes):
-    """Real rows of `y` and what else there is, per batch."""
-    batches = []
-    for size in sizes:
-        loader.resize(size)
-        batch = next(loader, None)
-        if batch is None:
-            break
-        assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(batch.data))
-        batches.append([leaf[batch.mask].tolist() for leaf in jax.tree.leaves(batch.data)])
-    return batches
-
-
-def check_growth_and_resume(make, **arguments):
-    """A kill after every step, with a lost step: the stream goes on as if nothing had been."""
-    expected = take(BatchLoader(make(), 4, **arguments), [*SIZES, 16])
-    for saved in range(len(expected)):
-        with BatchLoader(make(), 4, **arguments) as loader:
-            take(loader, SIZES[:saved])
-            state = json.dumps(loader.get_state())
-            take(loader, [12])  # lost
-        with BatchLoader(make(), 4, **arguments) as loader:
-            loader.set_state(json.loads(state))
-            assert take(loader, [*SIZES, 16][saved:]) == expected[saved:]
-    return [value for batch in expected for value in batch[-1]]
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

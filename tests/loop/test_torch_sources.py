@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_real_sources import N, X, check_growth_and_resume, hf, one
+from test_loader_resume import check_growth_and_resume
+from test_real_sources import N, X, hf, one
 
 from adaoptax.loop import BatchLoader
 

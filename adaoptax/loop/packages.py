@@ -1,5 +1,6 @@
-"""Leaves of other libraries as NumPy arrays on the host."""
+"""Objects of other packages, known by the names of their classes so that nothing is imported."""
 
+import functools
 import sys
 from typing import Any
 
@@ -7,7 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaoptax.loop.kinds import is_a
+
+def is_a(value: Any, name: str) -> bool:
+    """Whether `value` is an instance of the class ``module.Class``, or of one derived from it."""
+    return name in _names(value.__class__)
+
+
+def is_of_package(value: Any, package: str, name: str) -> bool:
+    """Whether `value` is an instance of a class `name` that any module of `package` defines."""
+    return any(
+        known.partition(".")[0] == package and known.rpartition(".")[2] == name
+        for known in _names(value.__class__)
+    )
+
+
+@functools.lru_cache(256)
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether `leaf` is an array of NumPy, JAX or torch."""
+    return isinstance(leaf, (np.ndarray, jax.Array)) or is_a(leaf, "torch.Tensor")
 
 
 def to_host(leaf: Any) -> np.ndarray:
@@ -17,11 +39,6 @@ def to_host(leaf: Any) -> np.ndarray:
     elif is_a(leaf, "torch.Tensor"):
         return _torch_to_host(leaf)
     return np.asarray(leaf)
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether `leaf` is an array of NumPy, JAX or torch."""
-    return isinstance(leaf, (np.ndarray, jax.Array)) or is_a(leaf, "torch.Tensor")
 
 
 def _torch_to_host(tensor: Any) -> np.ndarray:

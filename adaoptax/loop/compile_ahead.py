@@ -43,7 +43,7 @@ def required_bytes(compiled: Compiled) -> int:
 
 
 def memory_limit(memory_bytes: int | None, device: jax.Device) -> int:
-    """What the caller gives, or the memory of the device."""
+    """Bytes that the step may take: `memory_bytes`, or the memory of the device."""
     if memory_bytes is not None:
         return memory_bytes
     stats = device.memory_stats()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaoptax.loop.plain import from_plain, to_plain
+from adaoptax.loop.saved_state import from_plain, to_plain
 
 KEYS = st.one_of(st.text(max_size=4), st.integers(), st.just("__adaoptax__"), st.booleans())
 LEAVES = st.one_of(
