@@ -14,10 +14,17 @@ from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report,
 from benchmarks.experiments.mnist1d import make_mnist1d
 from benchmarks.experiments.problems import PROBLEMS
 from benchmarks.experiments.store import Store
-from benchmarks.experiments.summary import grid, mean, means
+from benchmarks.experiments.summary import Mean, average, mean, paired, split, table
 
 # It forces how many devices there are, which a process can do only once.
 OWN_PROCESS = {"distributed"}
+
+
+SQUARES = {
+    "x": lambda key, rows: key,
+    "size": lambda key, rows: rows[0]["size"],
+    "square": lambda key, rows: average(rows, "square").show(),
+}
 
 
 def squares(made: list, stop_at: int | None = None) -> Experiment:
@@ -35,7 +42,7 @@ def squares(made: list, stop_at: int | None = None) -> Experiment:
         claim="They grow.",
         cases=lambda size: [{"x": x, "size": size, "rate": 0.1} for x in (2, 3)],
         run=run,
-        report=lambda store: Report(grid(means(store.rows, ("x", "size"), "square"), "x")),
+        report=lambda store: Report([table(split(store.rows, "x"), SQUARES)]),
     )
 
 
@@ -84,7 +91,7 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path, capsys):
     main(squares(made), [*arguments, "--fresh"])
     assert len(made) == 10
     page = (tmp_path / "squares.md").read_text()
-    assert "| 2 | 4.5 ± 0.5 |" in page
+    assert "| 2 | default | 4.5 ± 0.5 |" in page
     assert "(4 runs, 2 seeds" in page
     assert page in capsys.readouterr().out
 
@@ -123,14 +130,24 @@ def test_a_damaged_file_is_named(tmp_path, line):
 
 
 def test_means_are_of_runs_and_show_their_error():
-    rows = [{"x": 1, "y": y} for y in (1.0, 2.0, 3.0)]
-    found = means(rows, ("x",), "y")[(1,)]
+    found = average([{"seed": s, "y": s + 1} for s in range(3)], "y")
     assert (found.value, found.runs) == (2, 3)
     assert found.error == pytest.approx(1 / 3**0.5)
     assert found.show() == "2 ± 0.58"
     assert mean([60.0, 80.0]).show(2) == "70 ± 10"
     assert mean([1.0, math.inf]).value == math.inf
     assert mean([]).show() == "–"
+
+
+def test_differences_are_paired_by_seed_and_judged_by_their_error():
+    rows, base = (
+        [{"seed": s, "y": k * s} for s in seeds] for k, seeds in ((3, (2, 1)), (1, (0, 2)))
+    )
+    assert paired(rows, base, "y") == [4]
+    assert Mean(1.0, 0.6, 3).outcome(2) == "no difference seen"
+    assert Mean(1.0, 0.4, 3).outcome(2) == "worse"
+    assert Mean(-1.0, 0.4, 3).outcome(2) == "better"
+    assert Mean(math.inf, math.nan, 3).outcome(2) == "worse"
 
 
 def test_the_command_lists_and_refuses(capsys):
