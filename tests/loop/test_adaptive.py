@@ -137,6 +137,7 @@ def test_runs_under_the_transfer_guard():
 requirements = st.lists(st.floats(0, 200) | st.sampled_from([INF, NAN, None]), min_size=3)
 
 
+@pytest.mark.topic("resumes")
 @settings(max_examples=150)
 @given(requirements, st.data())
 def test_resume_anywhere_takes_the_same_decisions(required, data):
@@ -202,6 +203,7 @@ def test_callbacks_are_closed_once_and_have_every_record():
     assert (len(listener.records), listener.closed) == (5, 1)
 
 
+@pytest.mark.topic("resumes")
 def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
     schedule = BatchSizeSchedule.parse("0:8 64:16")
     make = lambda: AdaptiveLoop(BatchLoader(np.arange(64), 8, num_epochs=1), schedule)
@@ -275,6 +277,7 @@ def test_batch_and_observation_take_turns():
     next(loop)
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
@@ -295,6 +298,7 @@ def test_refuses_what_is_no_dict_of_numbers(output, error, message):
     loop.observe({"required": 9.0})  # the same step may be told again
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("policy", "error", "message"),
     [
@@ -315,6 +319,7 @@ def test_a_larger_policy_may_look_without_acting():
     assert (loop.policy.batch_size, loader.batch_size) == (512, 8)
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -334,6 +339,7 @@ def test_refuses_damaged_states_and_stays(change, message):
     assert loop.get_state() == before
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

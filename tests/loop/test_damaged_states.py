@@ -11,6 +11,8 @@ from test_source_faults import Iterator
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("damaged states")
+
 N = 60
 
 

@@ -276,6 +276,7 @@ def drain(loader, rng):
     raise AssertionError("the same error again and again")
 
 
+@pytest.mark.topic("faulty sources")
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_source_loses_nothing(prefetch, seed):
@@ -287,6 +288,7 @@ def test_failing_source_loses_nothing(prefetch, seed):
     assert delivered == order(53, seed, 2)
 
 
+@pytest.mark.topic("faulty sources")
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_iterator_loses_nothing(seed):
     source = FlakyIterator(203, 4, seed, rate=0.2)
@@ -295,6 +297,7 @@ def test_failing_iterator_loses_nothing(seed):
     assert delivered == list(range(203))
 
 
+@pytest.mark.topic("faulty sources")
 def test_failing_grain_pipeline_loses_nothing():
     rng = np.random.default_rng(0)
 
@@ -311,6 +314,7 @@ def test_failing_grain_pipeline_loses_nothing():
     del loader
 
 
+@pytest.mark.topic("faulty sources")
 def test_state_can_be_saved_while_the_source_fails():
     source = Flaky(20, 0, rate=1.0)
     loader = BatchLoader(source, 4)

@@ -67,6 +67,7 @@ def take(loader, sizes):
     return batches
 
 
+@pytest.mark.topic("resumes")
 @pytest.mark.parametrize("kind", SOURCES)
 def test_growth_with_a_resume_after_every_step(kind):
     loader = BatchLoader(SOURCES[kind](), 4)
@@ -136,6 +137,7 @@ def change(path, value):
     return apply
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -183,6 +185,7 @@ def test_refuses_damaged_and_foreign_states(damage, message):
     np.testing.assert_equal(next(loader)._asdict(), next(untouched)._asdict())
 
 
+@pytest.mark.topic("damaged states")
 def test_refuses_other_data_of_the_same_length():
     state = BatchLoader(np.arange(50), 5).get_state()
     BatchLoader(np.arange(50), 5).set_state(state)
@@ -229,6 +232,7 @@ class Careless(StateDict):
         super().load_state_dict(state)
 
 
+@pytest.mark.topic("damaged states")
 def test_refuses_a_state_that_an_iterator_does_not_take():
     loader = BatchLoader(Careless(), 4)
     expected = take(BatchLoader(StateDict(), 4), [8, 8])

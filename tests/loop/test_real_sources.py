@@ -10,6 +10,8 @@ import pytest
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("real sources")
+
 N = 43
 X = np.repeat(np.arange(N, dtype=np.float32)[:, None], 2, axis=1)
 SIZES = [4, 4, 8, 8, 4, 16, 16]

@@ -8,6 +8,8 @@ import pytest
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("faulty sources")
+
 
 class Source(list):
     """Examples; reading runs `fault(index)` first."""

@@ -93,6 +93,7 @@ def micro_batches(rows=4, n=N):
     return [{"y": np.arange(n)[i : i + rows]} for i in range(0, n, rows)]
 
 
+@pytest.mark.topic("real sources")
 @pytest.mark.parametrize(
     ("source", "leaves"),
     [

@@ -9,6 +9,8 @@ from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups
 from adaoptax.measure.control_flow import loop_of_groups
 
+pytestmark = pytest.mark.topic("transformations of JAX")
+
 
 def dense(params, batch):
     return jnp.mean(jnp.tanh(batch @ params) ** 2)
