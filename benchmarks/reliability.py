@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from benchmarks.reliability_topics import HYPOTHESIS, REFUSALS, TOPICS, Topic
+from benchmarks.tables import markdown
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
 EXAMPLES = "examples drawn"
@@ -154,20 +155,19 @@ def report(cases: Sequence[Case], date: str) -> str:
         "",
     ]
     for group, topics in TOPICS.items():
-        lines += [f"## {group}", "", "| tried | how often | what happened | tests |"]
-        lines.append("| --- | --- | --- | --- |")
-        for name, topic in topics.items():
-            lines.append(_row(topic, [case for case in cases if name in case.topics]))
-        lines.append("")
+        of = lambda name: [case for case in cases if name in case.topics]
+        rows = [_row(topic, of(name)) for name, topic in topics.items()]
+        table = markdown(["tried", "how often", "what happened", "tests"], rows)
+        lines += [f"## {group}", "", table, ""]
     lines += ["## Not tried", "", *_not_tried(cases)]
     lines += ["## All tests by folder", "", *_folders(cases)]
     return "\n".join(lines)
 
 
-def _row(topic: Topic, cases: Sequence[Case]) -> str:
+def _row(topic: Topic, cases: Sequence[Case]) -> list[str]:
     files = sorted({case.file for case in cases})
     shown = ", ".join(f"`{file}`" for file in files) if len(files) <= 4 else f"{len(files)} files"
-    return f"| {topic.tried} | {often(cases)} | {what_happened(topic, cases)} | {shown} |"
+    return [topic.tried, often(cases), what_happened(topic, cases), shown]
 
 
 def _not_tried(cases: Sequence[Case]) -> list[str]:
@@ -194,13 +194,13 @@ def _folders(cases: Iterable[Case]) -> list[str]:
     for case in cases:
         folder = pathlib.PurePosixPath(case.file).parent.as_posix()
         rooms.setdefault("tests" if folder == "." else f"tests/{folder}", []).append(case)
-    lines = ["| folder | passed | failed | skipped | minutes |", "| --- | --: | --: | --: | --: |"]
+    lines = []
     for room, inside in sorted(rooms.items()):
         counts = collections.Counter(case.outcome for case in inside)
         minutes = sum(case.seconds for case in inside) / 60
-        outcomes = " | ".join(f"{counts[each]:,}" for each in ("passed", "failed", "skipped"))
-        lines.append(f"| `{room}` | {outcomes} | {minutes:.1f} |")
-    return [*lines, ""]
+        outcomes = [f"{counts[each]:,}" for each in ("passed", "failed", "skipped")]
+        lines.append([f"`{room}`", *outcomes, f"{minutes:.1f}"])
+    return [markdown(["folder", "passed", "failed", "skipped", "minutes"], lines, right=4), ""]
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ from benchmarks.experiments.summary import (
     average,
     column,
     judged,
-    markdown,
     mean,
     paired,
     pick,
     split,
 )
+from benchmarks.tables import markdown
 
 RETUNED = "re-tuned"
 POWERS = {"nothing changed": 0.0, "sqrt": 0.5, "linear": 1.0}  # of B/B₀: points of the grid

@@ -10,12 +10,12 @@ from benchmarks.experiments.summary import (
     Mean,
     Rows,
     average,
-    markdown,
     mean,
     paired,
     pick,
     split,
 )
+from benchmarks.tables import markdown
 
 REACHED = "until_"
 WAYS = ("every example", "8 devices")

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.tables import markdown
+
 Rows = Sequence[Mapping[str, Any]]
 
 BETTER, SAME, WORSE = OUTCOMES = ("better", "no difference seen", "worse")
@@ -94,12 +96,6 @@ def judged(differences: Mapping[Any, Mean], errors: float) -> list[str]:
     for name, difference in differences.items():
         found[difference.outcome(errors)].append(f"{name} ({difference.show(2)})")
     return [f"{outcome}: {', '.join(names)}" for outcome, names in found.items() if names]
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """A table of cells."""
-    rows = [list(header), ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
 def table(groups: Mapping[Any, Rows], columns: Mapping[str, Callable[[Any, Rows], Any]]) -> str:
