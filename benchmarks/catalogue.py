@@ -196,8 +196,8 @@ def page() -> str:
         "How methods compare on real problems is [measured](comparison.md).",
     ]
     for title, methods in SECTIONS.items():
-        table = markdown(["name", "what it does", "needs", "keeps", "source"], map(_cells, methods))
-        lines += ["", f"## {title}", "", table]
+        header = ["name", "what it does", "needs", "keeps", "source"]
+        lines += ["", f"## {title}", "", markdown(header, [_cells(method) for method in methods])]
     return "\n".join(lines) + "\n"
 
 
