@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -27,7 +26,8 @@ from benchmarks.models import Problem
 from benchmarks.models.convolutional import cnn
 from benchmarks.models.mlp import mlp
 from benchmarks.models.transformers import transformer
-from benchmarks.timing import Measurement, Program, interleave, machine, timed
+from benchmarks.tables import markdown
+from benchmarks.timing import Compilations, interleave, machine, temp_bytes, time_ratio, timed
 
 
 class Model(NamedTuple):
@@ -163,17 +163,6 @@ class Row(NamedTuple):
     temp_mb: float
 
 
-class Compilations:
-    """Counts the programs that JAX compiles."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
 def measure_model(
     model: Model, sizes: list[int], rounds: int, seconds: float, compilations: Compilations
 ) -> list[Row]:
@@ -213,9 +202,8 @@ def measure_model(
             if compilations.count > before:
                 first[name] += time.perf_counter() - started
         times = interleave(runs, rounds, seconds / len(sizes))
-        results = {name: Measurement(times[name], Program(runs[name])) for name in runs}
-        for name, result in results.items():
-            ratios[name].append(result.time_ratio(results["plain"]))
+        for name, seconds_of in times.items():
+            ratios[name].append(time_ratio(seconds_of, times["plain"]))
     memory = temp_memory(loss_fn, copied(), rows, steps, model.micro, max(sizes))
     return [
         Row(name, ratios[name], programs[name], first[name], memory.get(name, float("nan")))
@@ -227,7 +215,7 @@ def temp_memory(
     loss_fn: Any, params: Any, rows: Any, steps: dict[str, AccumulatedStep], micro: int, k: int
 ) -> dict[str, float]:
     """Temporary MB of the programs for the largest batch."""
-    temp = lambda compiled: compiled.memory_analysis().temp_size_in_bytes / 1e6
+    temp = lambda compiled: temp_bytes(compiled) / 1e6
     memory = {
         name: temp(jax.jit(make(loss_fn, k)).lower(params, rows).compile())
         for name, make in {"plain": plain, "scan": scanned}.items()
@@ -244,13 +232,13 @@ def temp_memory(
 
 def table(rows: list[Row], sizes: list[int]) -> str:
     """Markdown."""
-    head = ["step", *(f"k = {k}" for k in sizes), "programs", "first steps, s", "temporary MB"]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        memory = "" if np.isnan(row.temp_mb) else f"{row.temp_mb:.3g}"
-        times = [f"{ratio:.2f}" for ratio in row.ratios]
-        lines.append([row.name, *times, str(row.programs), f"{row.first_seconds:.1f}", memory])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    header = ["step", *(f"k = {k}" for k in sizes), "programs", "first steps, s", "temporary MB"]
+    lines = [
+        [row.name, *(f"{ratio:.2f}" for ratio in row.ratios), row.programs,
+         f"{row.first_seconds:.1f}", "" if np.isnan(row.temp_mb) else f"{row.temp_mb:.3g}"]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(header, lines)
 
 
 def main() -> None:

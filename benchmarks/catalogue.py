@@ -20,6 +20,7 @@ import optax
 
 import adaoptax
 from adaoptax import GradientStats
+from benchmarks.tables import markdown
 
 _SIZE = 1000  # parameters of the probe, so that the thousands of a state count copies of them
 
@@ -195,19 +196,15 @@ def page() -> str:
         "How methods compare on real problems is [measured](comparison.md).",
     ]
     for title, methods in SECTIONS.items():
-        lines += ["", f"## {title}", "", "| name | what it does | needs | keeps | source |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
-        for method in methods:
-            needs, keeps = probe(method) if method.kwargs or method.probed else ("", "")
-            cells = (
-                f"`{_name(method.factory)}`",
-                first_sentence(method.factory),
-                needs,
-                keeps,
-                references(method.factory),
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+        header = ["name", "what it does", "needs", "keeps", "source"]
+        lines += ["", f"## {title}", "", markdown(header, [_cells(method) for method in methods])]
     return "\n".join(lines) + "\n"
+
+
+def _cells(method: Method) -> list[str]:
+    needs, keeps = probe(method) if method.kwargs or method.probed else ("", "")
+    name = f"`{_name(method.factory)}`"
+    return [name, first_sentence(method.factory), needs, keeps, references(method.factory)]
 
 
 if __name__ == "__main__":

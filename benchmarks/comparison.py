@@ -22,12 +22,13 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import adaoptax
+from benchmarks.experiments.summary import mean
+from benchmarks.tables import markdown
 from benchmarks.timing import machine
-from benchmarks.training import Contender, Trainer
+from benchmarks.training import Contender, Trained, Trainer
 
 SMALL, LARGE, MICRO = 32, 512, 16
 CAPACITIES = (32, 128, 512)  # rows that batches are padded to: a compilation each
-RAMP = "0:32 {0}:64 {1}:128 {2}:256"  # doubled at every quarter of the run
 
 
 class Problem(NamedTuple):
@@ -53,36 +54,25 @@ class Problem(NamedTuple):
     learning_rate: float
     distance: float
 
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Learning rate over examples."""
+        return optax.cosine_decay_schedule(self.learning_rate, self.examples)
 
-class Setting(NamedTuple):
-    """What a method may know of a run.
-
-    Attributes:
-        learning_rate: Peak.
-        distance: About the distance from the start to the solution.
-        examples: Examples of the run.
-        schedule: Learning rate over examples.
-        ramp: A hand-made batch-size schedule over the run.
-    """
-
-    learning_rate: float
-    distance: float
-    examples: int
-    schedule: optax.Schedule
-    ramp: adaoptax.BatchSizeSchedule
+    @property
+    def ramp(self) -> adaoptax.BatchSizeSchedule:
+        """Batch sizes by hand: doubled at every quarter of the run."""
+        first, second, third = (self.examples * i // 4 for i in (1, 2, 3))
+        return adaoptax.BatchSizeSchedule.parse(f"0:32 {first}:64 {second}:128 {third}:256")
 
 
 ADAPTIVE = (SMALL, LARGE)
 
 
-def steps(setting: Setting, *before: Any, after: Any = ()) -> optax.GradientTransformation:
+def steps(schedule: optax.Schedule, *before: Any, after: Any = ()) -> optax.GradientTransformation:
     """SGD with momentum over the examples seen, with `before` in front and `after` behind."""
-    return optax.chain(
-        *before,
-        optax.trace(0.9),
-        *after,
-        adaoptax.scale_by_schedule_over_examples(setting.schedule),
-    )
+    over_examples = adaoptax.scale_by_schedule_over_examples(schedule)
+    return optax.chain(*before, optax.trace(0.9), *after, over_examples)
 
 
 def gain() -> Any:
@@ -90,64 +80,68 @@ def gain() -> Any:
     return adaoptax.scale_by_adascale(SMALL, decay=0.99)
 
 
-def ramp(rule: Any) -> Callable[[Setting], Contender]:
+def ramp(rule: Any) -> Callable[[Problem], Contender]:
     """The hand-made ramp, with a step that follows the batch by a rule."""
-    return lambda s: Contender(steps(s, after=[adaoptax.scale_by_batch(rule, SMALL)]), s.ramp)
+    return lambda p: Contender(
+        steps(p.schedule, after=[adaoptax.scale_by_batch(rule, SMALL)]), p.ramp
+    )
 
 
-def adaptive(test: Any, *statistics: str, after: Any = ()) -> Callable[[Setting], Contender]:
+def adaptive(test: Any, *statistics: str, after: Any = ()) -> Callable[[Problem], Contender]:
     """The batch that a test requires."""
-    return lambda s: Contender(steps(s, test, after=after), ADAPTIVE, ("norm", *statistics))
+    return lambda p: Contender(
+        steps(p.schedule, test, after=after), ADAPTIVE, ("norm", *statistics)
+    )
 
 
-def with_seesaw(setting: Setting) -> Contender:
+def with_seesaw(problem: Problem) -> Contender:
     """Cuts of the learning rate become growth of the batch, by the rule for SGD."""
     sizes, rate = adaoptax.seesaw(
-        setting.schedule,
+        problem.schedule,
         SMALL,
-        setting.examples,
+        problem.examples,
         exponent=1.0,
         multiple_of=MICRO,
         max_batch_size=LARGE,
     )
-    return Contender(steps(setting._replace(schedule=rate)), sizes)
+    return Contender(steps(rate), sizes)
 
 
-def with_sebs(setting: Setting) -> Contender:
+def with_sebs(problem: Problem) -> Contender:
     """Stages of four times the batch at a constant learning rate, as many as fit in `LARGE`."""
     sizes, rate = adaoptax.sebs(
         SMALL,
-        setting.learning_rate,
+        problem.learning_rate,
         rho=4,
-        milestones=[setting.examples // 2, 3 * setting.examples // 4],
+        milestones=[problem.examples // 2, 3 * problem.examples // 4],
         max_batch_size=LARGE,
     )
-    return Contender(steps(setting._replace(schedule=rate)), sizes)
+    return Contender(steps(rate), sizes)
 
 
-def with_adamw(sizes: Any) -> Callable[[Setting], Contender]:
+def with_adamw(sizes: Any) -> Callable[[Problem], Contender]:
     """AdamW tuned at the small batch; at others by half-lives in examples and the square root."""
 
-    def contender(setting: Setting) -> Contender:
-        rate = setting.learning_rate / 5
+    def contender(problem: Problem) -> Contender:
+        rate = problem.learning_rate / 5
         tx = adaoptax.adamw_with_batch(
-            lambda examples: rate * setting.schedule(examples) / setting.learning_rate,
+            lambda examples: rate * problem.schedule(examples) / problem.learning_rate,
             SMALL,
             weight_decay=0.0,
             learning_rate_rule=adaoptax.rules.sqrt,
         )
-        return Contender(tx, setting.ramp if sizes is None else sizes)
+        return Contender(tx, problem.ramp if sizes is None else sizes)
 
     return contender
 
 
-METHODS: dict[str, Callable[[Setting], Contender]] = {
-    "constant 32": lambda s: Contender(steps(s), SMALL),
-    "constant 512": lambda s: Contender(steps(s), LARGE),
-    "ramp by hand": lambda s: Contender(steps(s), s.ramp),
+METHODS: dict[str, Callable[[Problem], Contender]] = {
+    "constant 32": lambda p: Contender(steps(p.schedule), SMALL),
+    "constant 512": lambda p: Contender(steps(p.schedule), LARGE),
+    "ramp by hand": lambda p: Contender(steps(p.schedule), p.ramp),
     "ramp, rules.linear": ramp(adaoptax.rules.linear),
     "ramp, rules.sqrt": ramp(adaoptax.rules.sqrt),
-    "ramp, scale_by_adascale": lambda s: Contender(steps(s, after=[gain()]), s.ramp),
+    "ramp, scale_by_adascale": lambda p: Contender(steps(p.schedule, after=[gain()]), p.ramp),
     "seesaw": with_seesaw,
     "sebs": with_sebs,
     "norm_test": adaptive(adaoptax.norm_test(0.8, decay=0.9)),
@@ -163,8 +157,8 @@ METHODS: dict[str, Callable[[Setting], Contender]] = {
     "averaged_gradient, plug-in": adaptive(
         adaoptax.batch_tests.averaged_gradient(adaoptax.norm_test(0.8, signal="plug-in"))
     ),
-    "adadagrad_norm": lambda s: Contender(
-        adaoptax.adadagrad_norm(s.distance, eta=0.8, decay=0.9), ADAPTIVE
+    "adadagrad_norm": lambda p: Contender(
+        adaoptax.adadagrad_norm(p.distance, eta=0.8, decay=0.9), ADAPTIVE
     ),
     "adamw_with_batch, 32": with_adamw(SMALL),
     "adamw_with_batch, ramp": with_adamw(None),
@@ -253,26 +247,10 @@ def digits() -> Problem:
 PROBLEMS = {"quadratic": quadratic, "logistic": logistic, "digits": digits}
 
 
-class Result(NamedTuple):
-    """What one run did."""
-
-    updates: int
-    examples: int
-    largest: int
-    error: float
-    seconds: float
-
-
-def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[str, list[Result]]:
-    """Runs of every method."""
-    quarters = [problem.examples * i // 4 for i in (1, 2, 3)]
-    setting = Setting(
-        learning_rate=problem.learning_rate,
-        distance=problem.distance,
-        examples=problem.examples,
-        schedule=optax.cosine_decay_schedule(problem.learning_rate, problem.examples),
-        ramp=adaoptax.BatchSizeSchedule.parse(RAMP.format(*quarters)),
-    )
+def compare(
+    problem: Problem, names: list[str], seeds: int, bar: Any
+) -> dict[str, list[tuple[Trained, float]]]:
+    """Runs of every method, with what they left to gain."""
     trainer = Trainer(
         problem,
         lambda statistics: adaoptax.measure.per_example(statistics=statistics),
@@ -281,33 +259,27 @@ def compare(problem: Problem, names: list[str], seeds: int, bar: Any) -> dict[st
         padded=True,
     )
     error = jax.jit(problem.error)
-    results: dict[str, list[Result]] = {}
+    results: dict[str, list[tuple[Trained, float]]] = {}
     for name in names:
         bar.set_postfix_str(name)
-        run = trainer.prepare(METHODS[name](setting))
+        run = trainer.prepare(METHODS[name](problem))
         for seed in range(seeds):
-            params, updates, examples, largest, seconds = run(seed, problem.examples)
-            result = Result(updates, examples, largest, float(error(params)), seconds)
-            results.setdefault(name, []).append(result)
+            trained = run(seed, problem.examples)
+            results.setdefault(name, []).append((trained, float(error(trained.params))))
             bar.update()
     return results
 
 
-def table(problem: Problem, results: dict[str, list[Result]]) -> str:
+def table(problem: Problem, results: dict[str, list[tuple[Trained, float]]]) -> str:
     """In Markdown."""
-    lines = [
-        f"| method | updates | examples | largest batch | {problem.name_of_error} | seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for name, runs in results.items():
-        mean = {field: np.mean([getattr(r, field) for r in runs]) for field in Result._fields}
-        errors = np.array([r.error for r in runs])
-        spread = f" ± {errors.std(ddof=1) / len(errors) ** 0.5:.2g}" if len(errors) > 1 else ""
-        lines.append(
-            f"| {name} | {mean['updates']:.0f} | {mean['examples']:.0f} | {mean['largest']:.0f}"
-            f" | {mean['error']:.3g}{spread} | {mean['seconds']:.2f} |"
-        )
-    return "\n".join(lines)
+        of = lambda field, runs=runs: mean([getattr(run, field) for run, _ in runs]).value
+        counts = [f"{of(field):.0f}" for field in ("updates", "examples", "largest")]
+        error = mean([error for _, error in runs])
+        lines.append([name, *counts, error.show(), f"{of('seconds'):.2f}"])
+    header = ["method", "updates", "examples", "largest batch", problem.name_of_error, "seconds"]
+    return markdown(header, lines)
 
 
 def main(argv: list[str] | None = None) -> None:

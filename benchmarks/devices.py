@@ -8,8 +8,9 @@ cores, so that only ratios mean anything.
 """
 
 import argparse
-import statistics
-import time
+import functools
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 import adaoptax  # noqa: E402
 from adaoptax import measure  # noqa: E402
 from adaoptax.measure import gather  # noqa: E402
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # this is run as a file, too
+
+from benchmarks.timing import Measurement, Program, interleave, temp_bytes, timed  # noqa: E402
 
 WIDTH, LAYERS, HEADS, LENGTH, ROWS = 128, 12, 4, 64, 32
 
@@ -109,83 +114,71 @@ def plain_fsdp(specs: Any) -> Callable[..., Any]:
     return step
 
 
-def ways(mesh: Any) -> dict[str, tuple[str, Any]]:
-    """Name → (the plain step to compare with, compiled step with its arguments)."""
+def ways(mesh: Any) -> dict[str, tuple[str, Any, Any]]:
+    """Name → (the plain step to compare with, jitted step, its arguments)."""
     params, specs, batch = transformer()
+    replicated = NamedSharding(mesh, P())
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    whole = jax.device_put(params, NamedSharding(mesh, P()))
-    sharded = jax.device_put(params, shardings)
+    whole, sharded = jax.device_put(params, replicated), jax.device_put(params, shardings)
     rows = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    plain = jax.value_and_grad(loss_fn)
     stats = lambda method: adaoptax.value_grad_and_stats(loss_fn, method)
-    over_data = lambda fn, specs: jax.shard_map(
-        fn, mesh=mesh, in_specs=(specs, P("data")), out_specs=(P(), specs)
-    )
-    with_stats = lambda fn, specs: jax.shard_map(
-        fn, mesh=mesh, in_specs=(specs, P("data")), out_specs=(P(), specs, P())
-    )
-    fsdp_out = (NamedSharding(mesh, P()), shardings)
-    table = {
-        "jit, plain": ("jit, plain", jax.jit(jax.value_and_grad(loss_fn)), whole),
-        "jit, groups(8)": ("jit, plain", jax.jit(stats(measure.groups(8))), whole),
-        "jit, groups(16)": ("jit, plain", jax.jit(stats(measure.groups(16))), whole),
-        "shard_map, plain": ("shard_map, plain", jax.jit(over_data(plain_devices, P())), whole),
-        "shard_map, devices": (
-            "shard_map, plain",
-            jax.jit(with_stats(stats(measure.devices("data")), P())),
-            whole,
-        ),
-        "shard_map, devices, centred": (
-            "shard_map, plain",
-            jax.jit(with_stats(stats(measure.devices("data", centred=True)), P())),
-            whole,
-        ),
-        "shard_map, devices(groups(2))": (
-            "shard_map, plain",
-            jax.jit(with_stats(stats(measure.devices("data", measure.groups(2))), P())),
-            whole,
-        ),
-        "FSDP shard_map, plain": (
-            "FSDP shard_map, plain",
-            jax.jit(over_data(plain_fsdp(specs), specs)),
-            sharded,
-        ),
-        "FSDP shard_map, fsdp": (
-            "FSDP shard_map, plain",
-            jax.jit(with_stats(stats(measure.fsdp("data", specs)), specs)),
-            sharded,
-        ),
-        "FSDP jit, plain": (
-            "FSDP jit, plain",
-            jax.jit(jax.value_and_grad(loss_fn), out_shardings=fsdp_out),
-            sharded,
-        ),
-        "FSDP jit, groups(8)": (
-            "FSDP jit, plain",
-            jax.jit(stats(measure.groups(8)), out_shardings=(*fsdp_out, NamedSharding(mesh, P()))),
-            sharded,
-        ),
+
+    def mapped(fn: Any, specs: Any, *out: Any) -> Any:
+        in_specs = (specs, P("data"))
+        return jax.jit(
+            jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=(P(), specs, *out))
+        )
+
+    over_data = lambda method: mapped(stats(method), P(), P())
+    devices = functools.partial(measure.devices, "data")
+    families: dict[str, tuple[Any, dict[str, Any]]] = {
+        "jit": (whole, {
+            "plain": jax.jit(plain),
+            "groups(8)": jax.jit(stats(measure.groups(8))),
+            "groups(16)": jax.jit(stats(measure.groups(16))),
+        }),
+        "shard_map": (whole, {
+            "plain": mapped(plain_devices, P()),
+            "devices": over_data(devices()),
+            "devices, centred": over_data(devices(centred=True)),
+            "devices(groups(2))": over_data(devices(measure.groups(2))),
+        }),
+        "FSDP shard_map": (sharded, {
+            "plain": mapped(plain_fsdp(specs), specs),
+            "fsdp": mapped(stats(measure.fsdp("data", specs)), specs, P()),
+        }),
+        "FSDP jit": (sharded, {
+            "plain": jax.jit(plain, out_shardings=(replicated, shardings)),
+            "groups(8)": jax.jit(
+                stats(measure.groups(8)), out_shardings=(replicated, shardings, replicated)
+            ),
+        }),
+    }  # fmt: skip
+    return {
+        f"{family}, {name}": (f"{family}, plain", step, (params, rows))
+        for family, (params, steps) in families.items()
+        for name, step in steps.items()
     }
-    return {name: (base, (step, p, rows)) for name, (base, step, p) in table.items()}
 
 
 def cost(repeats: int) -> None:
     """Prints ratios of time and memory."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     table = ways(mesh)
-    compiled = {name: step.lower(p, rows).compile() for name, (_, (step, p, rows)) in table.items()}
-    times: dict[str, list[float]] = {name: [] for name in table}
-    for repeat in range(repeats + 1):
-        for name, (_, (_, p, rows)) in table.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](p, rows))
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+    programs = {}
+    for name, (_, step, args) in table.items():
+        compiled = step.lower(*args).compile()
+        finish = lambda compiled=compiled, args=args: jax.block_until_ready(compiled(*args))
+        programs[name] = Program(timed(finish), temp_bytes(compiled))
+    times = interleave({name: program.run for name, program in programs.items()}, repeats)
+    results = {name: Measurement(times[name], program) for name, program in programs.items()}
     print(f"{'':32} {'time':>6} {'temp MB':>8} {'ratio':>6}")
-    for name, (base, _) in table.items():
-        # The median of ratios within one round: what else runs on the machine hits both.
-        ratio = statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
-        temp = lambda name: compiled[name].memory_analysis().temp_size_in_bytes
-        print(f"{name:32} {ratio:6.2f} {temp(name) / 2**20:8.2f} {temp(name) / temp(base):6.3f}")
+    for name, (base, *_) in table.items():
+        own, other = results[name], results[base]
+        megabytes = own.program.temp_bytes / 2**20
+        ratios = own.time_ratio(other), own.memory_ratio(other)
+        print(f"{name:32} {ratios[0]:6.2f} {megabytes:8.2f} {ratios[1]:6.3f}")
 
 
 def precision() -> None:

@@ -17,7 +17,8 @@ import grain
 import numpy as np
 
 from adaoptax.loop import BatchLoader
-from benchmarks.timing import interleave, machine
+from benchmarks.tables import markdown
+from benchmarks.timing import interleave, machine, time_ratio
 
 NUM_EXAMPLES, MICRO, LARGEST = 32768, 64, 4096
 THREADS = (0, 1, 2)
@@ -154,21 +155,19 @@ def main() -> None:
             times = interleave(runs, options.rounds)
             for name, cell in cells(times, count * size).items():
                 rows.setdefault(name, []).append(cell)
-        print(f"\n| {case} | " + " | ".join(f"batch {size}" for size in options.sizes) + " |")
-        print("|---" * (1 + len(options.sizes)) + "|")
-        for name, row in rows.items():
-            print(f"| `{name}` | {' | '.join(row)} |", flush=True)
+        header = [case, *(f"batch {size}" for size in options.sizes)]
+        lines = [[f"`{name}`", *row] for name, row in rows.items()]
+        print(f"\n{markdown(header, lines)}", flush=True)
 
 
 def cells(times: dict[str, list[float]], num_examples: int) -> dict[str, str]:
     """Name → median microseconds an example, and median ratio to the best without the loader."""
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     best = min((name for name in times if not name.startswith("loader")), key=medians.__getitem__)
-    texts = {}
-    for name, seconds in times.items():
-        ratios = [own / other for own, other in zip(seconds, times[best], strict=True)]
-        texts[name] = f"{1e6 * medians[name] / num_examples:.2f} ({statistics.median(ratios):.2f})"
-    return texts
+    return {
+        name: f"{1e6 * medians[name] / num_examples:.2f} ({time_ratio(seconds, times[best]):.2f})"
+        for name, seconds in times.items()
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ the ``cpu`` itself (a jitted train step of about 20 ms, which shares its cores w
 
 import argparse
 import contextlib
+import functools
+import itertools
 import pathlib
 import statistics
 import tempfile
@@ -26,7 +28,7 @@ import optax
 
 import adaoptax
 from adaoptax.integrations.progress import ProgressBar
-from benchmarks.timing import interleave, machine
+from benchmarks.timing import interleave, machine, time_ratio, timed
 
 STEPS, ROWS, SECONDS = 50, 256, 0.02
 DATA: dict[str, np.ndarray] = {
@@ -94,11 +96,10 @@ class Cpu:
         return output
 
 
-def bare(device: Any) -> None:
-    """The least that a loop can do."""
-    batch = jax.device_put({name: leaf[:ROWS] for name, leaf in DATA.items()})
+def read_late(device: Any, batches: Iterator[Any]) -> None:
+    """The least that a loop can do: it looks at the loss of the step before."""
     before: Any = None
-    for _ in range(STEPS):
+    for batch in itertools.islice(batches, STEPS):
         output = device.step(batch)
         if before is not None:
             float(jax.device_get(before["loss"]))
@@ -106,16 +107,16 @@ def bare(device: Any) -> None:
     float(jax.device_get(before["loss"]))
 
 
+def bare(device: Any) -> None:
+    """One batch on the device."""
+    batch = jax.device_put({name: leaf[:ROWS] for name, leaf in DATA.items()})
+    read_late(device, itertools.repeat(batch))
+
+
 def with_loader(device: Any) -> None:
     """The bare loop on real batches."""
     loader = make_loader()
-    before: Any = None
-    for _ in range(STEPS):
-        output = device.step(jax.device_put(next(loader).data))
-        if before is not None:
-            float(jax.device_get(before["loss"]))
-        before = output
-    float(jax.device_get(before["loss"]))
+    read_late(device, (jax.device_put(next(loader).data) for _ in range(STEPS)))
 
 
 def with_loop(device: Any, callbacks: Any = ()) -> None:
@@ -146,18 +147,12 @@ def make_loader() -> adaoptax.BatchLoader:
 
 
 def contenders(device: Any) -> dict[str, Callable[[], float]]:
-    """Each contender as a function that returns the seconds of one step."""
-
-    def timed(run: Callable[[Any], None]) -> Callable[[], float]:
-        def seconds() -> float:
-            started = time.perf_counter()
-            run(device)
-            return (time.perf_counter() - started) / STEPS
-
-        return seconds
-
+    """Each contender as a function that returns the seconds of all steps."""
     runs = (bare, with_loader, with_loop, with_records)
-    return {name: timed(run) for name, run in zip(CONTENDERS, runs, strict=True)}
+    return {
+        name: timed(functools.partial(run, device))
+        for name, run in zip(CONTENDERS, runs, strict=True)
+    }
 
 
 def main() -> None:
@@ -169,14 +164,10 @@ def main() -> None:
     print("device   ms a step" + "".join(f"{name:>10}" for name in CONTENDERS[1:]), flush=True)
     for name, device in (("apart", Clock()), ("cpu", Cpu())):
         times = interleave(contenders(device), options.rounds)
-        ratios = [
-            statistics.median(
-                own / base for own, base in zip(times[column], times["bare"], strict=True)
-            )
-            for column in CONTENDERS[1:]
-        ]
+        ratios = [time_ratio(times[column], times["bare"]) for column in CONTENDERS[1:]]
         cells = "".join(f"{ratio:>10.3f}" for ratio in ratios)
-        print(f"{name:<9}{1e3 * statistics.median(times['bare']):>9.1f}{cells}", flush=True)
+        milliseconds = 1e3 * statistics.median(times["bare"]) / STEPS
+        print(f"{name:<9}{milliseconds:>9.1f}{cells}", flush=True)
 
 
 if __name__ == "__main__":

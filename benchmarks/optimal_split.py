@@ -27,6 +27,7 @@ from adaoptax import (
 )
 from adaoptax.batch_tests import averaged_gradient, optimal_split
 from adaoptax.scaling import optimal_step_size
+from benchmarks.tables import markdown
 
 MU, L, DIMENSION, SIGMA, FIRST_SIZE = 1.0, 10.0, 1000, 1.0, 8
 BUDGET, CAP, EPSILON = 2_000_000, 200_000, 0.5
@@ -134,17 +135,17 @@ def draw_figure(shares: dict[str, list[float]], runs: dict[str, Any], path: path
 def table(shares: dict[str, list[float]], runs: dict[str, Any]) -> str:
     """The numbers of the page, in Markdown."""
     shown = [DIMENSIONS.index(d) for d in (2, 10, 100, 1000)]
-    lines = ["| test, on pure noise | " + " | ".join(f"d = {DIMENSIONS[i]}" for i in shown) + " |"]
-    lines += ["| --- |" + " --- |" * len(shown)]
-    for name, values in shares.items():
-        lines += [f"| {name} | " + " | ".join(f"{values[i]:.2f}" for i in shown) + " |"]
-    lines += ["", "| run | updates | examples | last batch | squared distance |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
+    on_noise = markdown(
+        ["test, on pure noise", *(f"d = {DIMENSIONS[i]}" for i in shown)],
+        [[name, *(f"{values[i]:.2f}" for i in shown)] for name, values in shares.items()],
+    )
+    lines = []
     for name, seen in runs.items():
-        last = {key: values[-1] for key, values in seen.items()}
-        lines += [f"| {name} | {len(seen['size'])} | {last['examples']:,.0f} | {last['size']:,.0f}"
-                  f" | {last['distance']:.2g} |"]  # fmt: skip
-    return "\n".join(lines)
+        examples, size, distance = (values[-1] for values in seen.values())
+        numbers = [f"{examples:,.0f}", f"{size:,.0f}", f"{distance:.2g}"]
+        lines.append([name, len(seen["size"]), *numbers])
+    header = ["run", "updates", "examples", "last batch", "squared distance"]
+    return f"{on_noise}\n\n{markdown(header, lines)}"
 
 
 def main() -> None:

@@ -4,15 +4,15 @@
     python -m pytest -n auto -m slow --junitxml=runs/slow.xml
     python -m benchmarks.reliability runs/tests.xml runs/slow.xml > docs/reliability.md
 
-`benchmarks.reliability_topics` says which tests try what. How often is counted here: cases of the
-run, examples that hypothesis drew, and what tests tell by the fixture ``tried``, such as
-kills. What happened is the outcome of these cases: a topic with a failure says so.
+Tests say by the marker ``topic`` what they try; `benchmarks.reliability_topics` has the words.
+How often is counted here: cases of the run, examples that hypothesis drew, and what tests tell by
+the fixture ``tried``, such as kills. What happened is the outcome of these cases: a topic with a
+failure says so.
 """
 
 import argparse
 import ast
 import collections
-import fnmatch
 import functools
 import importlib.metadata
 import pathlib
@@ -22,9 +22,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from benchmarks.reliability_topics import TOPICS, Topic
+from benchmarks.reliability_topics import HYPOTHESIS, REFUSALS, TOPICS, Topic
+from benchmarks.tables import markdown
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
+EXAMPLES = "examples drawn"
 PACKAGES = ("jax", "optax", "flax", "numpy", "orbax-checkpoint")
 
 
@@ -39,6 +41,7 @@ class Case(NamedTuple):
         seconds: How long it took.
         tried: What it counted by itself: ``(what, times)``.
         reason: Why it was skipped.
+        marked: Topics that it is marked with.
     """
 
     file: str
@@ -48,6 +51,20 @@ class Case(NamedTuple):
     seconds: float = 0.0
     tried: tuple[tuple[str, int], ...] = ()
     reason: str = ""
+    marked: frozenset[str] = frozenset()
+
+    @property
+    def topics(self) -> set[str]:
+        """The topics that it belongs to: by its marks, by its name, and by what it does."""
+        found = set(self.marked)
+        name = f"{self.test}[{self.parameters}]"
+        for topics in TOPICS.values():
+            found |= {key for key, topic in topics.items() if any(w in name for w in topic.words)}
+        if any(what == EXAMPLES for what, _ in self.tried):
+            found.add(HYPOTHESIS)
+        if every_test().get((self.file, self.test), False):
+            found.add(REFUSALS)
+        return found
 
 
 def read_cases(path: pathlib.Path) -> list[Case]:
@@ -63,14 +80,16 @@ def _case(node: ET.Element) -> Case:
         module, name = name.removeprefix("tests."), ""
     failed = node.find("failure") is not None or node.find("error") is not None
     skipped = node.find("skipped")
+    properties = [(each.get("name", ""), each.get("value", "")) for each in node.iter("property")]
     return Case(
         module.replace(".", "/") + ".py",
         name,
         parameters.removesuffix("]"),
         "failed" if failed else "passed" if skipped is None else "skipped",
         float(node.get("time", 0)),
-        tuple((each.get("name", ""), int(each.get("value", 0))) for each in node.iter("property")),
+        tuple((what, int(times)) for what, times in properties if what != "topic"),
         "" if skipped is None else skipped.get("message", ""),
+        frozenset(topic for what, topic in properties if what == "topic"),
     )
 
 
@@ -90,23 +109,6 @@ def _checks_words(node: ast.AST) -> bool:
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
     return node.func.attr == "raises" and any(word.arg == "match" for word in node.keywords)
-
-
-def matches(pattern: str, case: Case) -> bool:
-    """Whether a pattern of a topic means this case."""
-    file, _, test = pattern.partition("::")
-    if not fnmatch.fnmatchcase(case.file, file):
-        return False
-    if test == "[hypothesis]":
-        return any(what == EXAMPLES for what, _ in case.tried)
-    if test == "[refusals]":
-        return every_test().get((case.file, case.test), False)
-    # Round brackets for parameters: square ones mean something to fnmatch.
-    name = f"{case.test}({case.parameters})" if "(" in test else case.test
-    return not test or fnmatch.fnmatchcase(name, test)
-
-
-EXAMPLES = "examples drawn"
 
 
 def often(cases: Sequence[Case]) -> str:
@@ -132,7 +134,7 @@ def report(cases: Sequence[Case], date: str) -> str:
     """The page."""
     counts = collections.Counter(case.outcome for case in cases)
     tests = {(case.file, case.test) for case in cases if case.test}
-    refusals = [case for case in cases if matches("*::[refusals]", case)]
+    refusals = [case for case in cases if REFUSALS in case.topics]
     examples = sum(times for case in cases for what, times in case.tried if what == EXAMPLES)
     minutes = sum(case.seconds for case in cases) / 60
     releases = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
@@ -153,20 +155,19 @@ def report(cases: Sequence[Case], date: str) -> str:
         "",
     ]
     for group, topics in TOPICS.items():
-        lines += [f"## {group}", "", "| tried | how often | what happened | tests |"]
-        lines.append("| --- | --- | --- | --- |")
-        lines += [_row(topic, cases) for topic in topics]
-        lines.append("")
+        of = lambda name: [case for case in cases if name in case.topics]
+        rows = [_row(topic, of(name)) for name, topic in topics.items()]
+        table = markdown(["tried", "how often", "what happened", "tests"], rows)
+        lines += [f"## {group}", "", table, ""]
     lines += ["## Not tried", "", *_not_tried(cases)]
     lines += ["## All tests by folder", "", *_folders(cases)]
     return "\n".join(lines)
 
 
-def _row(topic: Topic, cases: Sequence[Case]) -> str:
-    chosen = [case for case in cases if any(matches(each, case) for each in topic.tests)]
-    files = sorted({case.file for case in chosen})
+def _row(topic: Topic, cases: Sequence[Case]) -> list[str]:
+    files = sorted({case.file for case in cases})
     shown = ", ".join(f"`{file}`" for file in files) if len(files) <= 4 else f"{len(files)} files"
-    return f"| {topic.tried} | {often(chosen)} | {what_happened(topic, chosen)} | {shown} |"
+    return [topic.tried, often(cases), what_happened(topic, cases), shown]
 
 
 def _not_tried(cases: Sequence[Case]) -> list[str]:
@@ -193,13 +194,13 @@ def _folders(cases: Iterable[Case]) -> list[str]:
     for case in cases:
         folder = pathlib.PurePosixPath(case.file).parent.as_posix()
         rooms.setdefault("tests" if folder == "." else f"tests/{folder}", []).append(case)
-    lines = ["| folder | passed | failed | skipped | minutes |", "| --- | --: | --: | --: | --: |"]
+    lines = []
     for room, inside in sorted(rooms.items()):
         counts = collections.Counter(case.outcome for case in inside)
         minutes = sum(case.seconds for case in inside) / 60
-        outcomes = " | ".join(f"{counts[each]:,}" for each in ("passed", "failed", "skipped"))
-        lines.append(f"| `{room}` | {outcomes} | {minutes:.1f} |")
-    return [*lines, ""]
+        outcomes = [f"{counts[each]:,}" for each in ("passed", "failed", "skipped")]
+        lines.append([f"`{room}`", *outcomes, f"{minutes:.1f}"])
+    return [markdown(["folder", "passed", "failed", "skipped", "minutes"], lines, right=4), ""]
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from benchmarks.tables import markdown
+
 
 class Row(NamedTuple):
     """One method on one model.
@@ -76,7 +78,7 @@ def model_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def models_of(rows: list[Row]) -> list[str]:
@@ -98,7 +100,7 @@ def overview(rows: list[Row], first: str, second: str) -> str:
         return " / ".join(ratios) if any(ratio != "–" for ratio in ratios) else "–"
 
     lines = [[method, *(cell(model, method) for model in models)] for method in methods]
-    return _markdown(["method", *models], [line for line in lines if any(line[1:])])
+    return markdown(["method", *models], [line for line in lines if any(line[1:])])
 
 
 def page(rows: list[Row], picture: str | None) -> str:
@@ -140,8 +142,3 @@ def show(x: float) -> str:
     if math.isnan(x):
         return "–"
     return f"{x:.2f}" if x < 9.995 else f"{x:.1f}" if x < 99.95 else f"{x:.0f}"
-
-
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -5,10 +5,11 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.monitoring
 
 from benchmarks.flops import flops
 
@@ -44,16 +45,8 @@ class Measurement(NamedTuple):
     program: Program
 
     def time_ratio(self, base: "Measurement") -> float:
-        """Median, over the rounds in which both ran, of the ratio within one round.
-
-        With fewer than three such rounds, the ratio of the medians over the rounds of each.
-        """
-        if not self.seconds or not base.seconds:
-            return math.nan
-        ratios = [own / other for own, other in zip(self.seconds, base.seconds, strict=False)]
-        if len(ratios) < 3:
-            return statistics.median(self.seconds) / statistics.median(base.seconds)
-        return statistics.median(ratios)
+        """Time over that of `base`: see `time_ratio`."""
+        return time_ratio(self.seconds, base.seconds)
 
     def memory_ratio(self, base: "Measurement") -> float:
         """Temporary memory over that of `base`."""
@@ -66,6 +59,36 @@ class Measurement(NamedTuple):
     def compile_ratio(self, base: "Measurement") -> float:
         """Time to compile over that of `base`."""
         return self.program.compile_seconds / base.program.compile_seconds
+
+
+def time_ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """Median, over the rounds in which both ran, of the ratio within one round.
+
+    With fewer than three such rounds, the ratio of the medians over the rounds of each.
+    """
+    if not seconds or not base:
+        return math.nan
+    ratios = [own / other for own, other in zip(seconds, base, strict=False)]
+    if len(ratios) < 3:
+        return statistics.median(seconds) / statistics.median(base)
+    return statistics.median(ratios)
+
+
+class Compilations:
+    """Counts the programs that JAX compiles."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def temp_bytes(compiled: Any) -> float:
+    """Temporary memory of a compiled program; NaN where it is not known."""
+    analysis = compiled.memory_analysis()
+    return math.nan if analysis is None else analysis.temp_size_in_bytes
 
 
 def timed(step: Callable[[], Any]) -> Callable[[], float]:
@@ -85,10 +108,8 @@ def compile_program(fn: Callable[..., Any], args: tuple) -> Program:
     # A function of its own, so that an earlier trace of the same `fn` does not shorten this one.
     compiled = jax.jit(lambda *args: fn(*args)).lower(*args).compile()
     elapsed = time.perf_counter() - started
-    analysis = compiled.memory_analysis()
-    temp_bytes = analysis.temp_size_in_bytes if analysis is not None else math.nan
     run = timed(lambda: jax.block_until_ready(compiled(*args)))
-    return Program(run, temp_bytes, flops(compiled), elapsed)
+    return Program(run, temp_bytes(compiled), flops(compiled), elapsed)
 
 
 def interleave(

@@ -123,7 +123,9 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Puts the number of examples that hypothesis drew into the report file."""
+    """Puts topics, and the number of examples that hypothesis drew, into the report file."""
+    topics = [topic for mark in item.iter_markers("topic") for topic in mark.args]
+    item.user_properties += [("topic", topic) for topic in topics]
     drawn = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
     if drawn:
         item.user_properties.append(("examples drawn", sum(map(int, drawn))))

@@ -35,7 +35,7 @@ from adaoptax.schedules import (
     scale_by_schedule_over_examples,
 )
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("contract of Optax")]
 
 
 class Entry(NamedTuple):
@@ -576,6 +576,7 @@ def test_stable_as_scan_carry(name):
     assert_same(updates, jax.tree.map(lambda *x: jnp.stack(x), *one_by_one), rtol=1e-6)
 
 
+@pytest.mark.topic("devices")
 @every
 def test_explicit_mesh_of_eight_keeps_the_type_of_every_state_leaf(name):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))

@@ -19,6 +19,8 @@ from test_processes import gone
 
 import adaoptax
 
+pytestmark = pytest.mark.topic("processes")
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -58,6 +60,7 @@ def test_processes_train_on_digits(tmp_path: pathlib.Path) -> None:
     assert "examples/s" in done.stderr
 
 
+@pytest.mark.topic("signals")
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_interrupting_it_ends_all_processes(tmp_path: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import process_worker
 import pytest
 from local_processes import free_port, local_processes, wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.topic("processes")]
 ROOT = pathlib.Path(__file__).parents[1]
 WORKER = pathlib.Path(process_worker.__file__)
 STEPS, SAVED = 14, 6
@@ -95,6 +95,7 @@ def test_they_train_as_one_process_does(both: list[dict[str, Any]]) -> None:
     same_training(both[0], alone)
 
 
+@pytest.mark.topic("other layouts")
 def test_their_state_continues_in_one_process_and_back(
     both: list[dict[str, Any]], tmp_path: pathlib.Path
 ) -> None:

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 WORKER = pathlib.Path(checkpoint_worker.__file__)
 SAVED, STEPS = 8, 16
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.topic("other layouts")]
 
 
 def two_processes(path: pathlib.Path, **job: Any) -> list[dict[str, Any]]:

@@ -104,6 +104,7 @@ def test_a_finished_run_is_only_told_again(whole: pathlib.Path) -> None:
     assert (summary(whole), records(whole)) == (before, told)
 
 
+@pytest.mark.topic("signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT] * 2])
 def test_goes_on_after_a_signal(
@@ -128,6 +129,7 @@ LONG = ["--examples", "240000", "--width", "16", "--max-batch-size", "64", "--ba
         "--checkpoint-every", "25", "--eta", "0.6"]  # fmt: skip
 
 
+@pytest.mark.topic("kill -9")
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: pathlib.Path, tried: Callable[[str, int], None]

@@ -77,6 +77,7 @@ def bits(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.topic("growth")
 def test_one_compilation_serves_every_size_and_the_resume(compilations: Any) -> None:
     step, loader = make_step(), make_loader()
     state = initial_state()
@@ -107,6 +108,7 @@ def test_one_compilation_serves_every_size_and_the_resume(compilations: Any) -> 
     assert compilations.count == 0
 
 
+@pytest.mark.topic("dying runs")
 def test_kill_and_resume_in_the_middle_of_growth_is_bit_equal() -> None:
     step, keys = make_step(), keys_for(40)
     policy = adaoptax.GrowthPolicy(MICRO, LARGEST, multiple_of=MICRO)

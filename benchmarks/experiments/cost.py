@@ -23,7 +23,9 @@ import adaoptax
 from benchmarks.experiments.cost_report import report
 from benchmarks.experiments.experiment import Case, Experiment, Outcome, Size, main
 from benchmarks.experiments.problems import PROBLEMS, Problem
+from benchmarks.timing import Compilations
 
+COMPILATIONS = Compilations()
 LOOKS = 40  # evaluations of a run, at equal examples
 PROFILED = 40  # steps whose parts are timed one by one
 
@@ -256,19 +258,6 @@ def _adaptive(problem: Problem, case: Case) -> Callable[[int], tuple[Any, Loop]]
 
     return start
 
-
-class Compilations:
-    """Counts the programs that JAX compiles."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-COMPILATIONS = Compilations()
 
 EXPERIMENT = Experiment(
     name="cost",

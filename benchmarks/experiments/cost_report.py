@@ -1,117 +1,104 @@
 """What is said of the cost of the whole loop: verdict, table and figure."""
 
 import math
+import operator
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.experiments.experiment import Report, pick
+from benchmarks.experiments.experiment import Report, Verdict
 from benchmarks.experiments.problems import PROBLEMS
 from benchmarks.experiments.store import Store
 from benchmarks.experiments.style import COLORS, legend_below, panels
-from benchmarks.experiments.summary import markdown
+from benchmarks.experiments.summary import Rows, paired, pick, split, table
 
-Rows = Sequence[Mapping[str, Any]]
-Key = tuple[str, float]  # method, learning rate
+Methods = Mapping[tuple[str, float], Rows]  # by method and learning rate
 
 SMALL = ("fixed small", 0.1)
+NOTES = (
+    "Times are medians over seeds, interleaved; a ratio is the median of ratios within a seed."
+    " *First steps* are tracing, compiling and three steps. *Host* is data and decisions over all"
+    " of a step at the first batch size, one after the other; in the run they overlap. A device"
+    " that takes as long for an example of a large batch as for one of a small batch, as a CPU"
+    " does, gains no time by large batches but the overhead of steps."
+)
+CAPTION = (
+    "Held-out loss over seconds, compilation left out: median over seeds of the time at each place,"
+    " mean loss there. The dashed line is the loss to reach."
+)
 
 
 def report(store: Store) -> Report:
     """A verdict and a table for each problem, and one figure."""
-    sentences, parts = [], []
-    for problem in dict.fromkeys(row["problem"] for row in store.rows):
-        methods = _methods(pick(store.rows, problem=problem))
-        target = methods[SMALL][0]["target"]
-        sentences.append(f"{_title(problem)}, to a held-out loss of {target}: {_sentence(methods)}")
-        parts.append(f"### {_title(problem)}\n\n{_table(methods)}")
-    notes = (
-        "Times are medians over seeds, interleaved; a ratio is the median of ratios within a seed."
-        " *First steps* are tracing, compiling and three steps. *Host* is data and decisions over"
-        " all of a step at the first batch size, one after the other; in the run they overlap. A"
-        " device that takes as long for an example of a large batch as for one of a small batch, as"
-        " a CPU does, gains no time by large batches but the overhead of steps."
-    )
-    text = "\n\n".join(["**Verdict.** " + " ".join(sentences), notes, *parts])
-    caption = (
-        "Held-out loss over seconds, compilation left out: median over seeds of the time at each"
-        " place, mean loss there. The dashed line is the loss to reach."
-    )
-    return Report(text, {"": _figure(store)}, {"": caption})
+    parts: list[str | Verdict] = [NOTES]
+    for problem, rows in split(store.rows, "problem").items():
+        methods = split(rows, "method", "learning_rate")
+        goal = f"Seconds to a held-out loss of {rows[0]['target']}, beside the fixed small batch:"
+        parts += [f"### {_title(problem)}", goal, _verdict(methods), _table(methods)]
+    return Report(parts, {"": (_figure(store), CAPTION)})
 
 
-def _methods(rows: Rows) -> dict[Key, dict[int, Mapping[str, Any]]]:
-    """Rows of each contender by seed."""
-    methods: dict[Key, dict[int, Mapping[str, Any]]] = {}
-    for row in rows:
-        key = str(row["method"]), float(row["learning_rate"])
-        methods.setdefault(key, {})[int(row["seed"])] = row
-    return methods
+def _ratios(rows: Rows, base: Rows, name: str = "seconds_to_target") -> list[float]:
+    """A number over that of `base`, in the seeds in which both reached the target."""
+    rows, base = ([row for row in some if row["reached"]] for some in (rows, base))
+    return paired(rows, base, name, operator.truediv)
 
 
-def _ratios(rows: Mapping[int, Any], base: Mapping[int, Any]) -> list[float]:
-    """Seconds to the target over those of `base`, where both reached it."""
-    both = [s for s in rows if s in base and rows[s]["reached"] and base[s]["reached"]]
-    return [rows[s]["seconds_to_target"] / base[s]["seconds_to_target"] for s in both]
-
-
-def _beside(rows: Mapping[int, Any], base: Mapping[int, Any], name: str) -> str:
-    """Median of a number over that of `base`, in the seeds that both reached the target in."""
-    both = [s for s in rows if s in base and rows[s]["reached"] and base[s]["reached"]]
-    return f"{statistics.median(rows[s][name] / base[s][name] for s in both):.2f}"
-
-
-def _sentence(methods: Mapping[Key, Mapping[int, Any]]) -> str:
-    """Every contender against the fixed small batch."""
-    told = []
-    for key, rows in methods.items():
-        if key == SMALL:
-            continue
-        ratios, name = _ratios(rows, methods[SMALL]), _name(key, methods)
-        reached = sum(bool(row["reached"]) for row in rows.values())
-        if not ratios:
-            told.append(f"{name} reached it in {reached} of {len(rows)} runs")
-            continue
-        few = "" if reached == len(rows) else f", in {reached} of {len(rows)} runs"
-        told.append(
-            f"{name} {statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f}{few};"
-            f" {_beside(rows, methods[SMALL], 'examples_to_target')}× the examples,"
-            f" {_beside(rows, methods[SMALL], 'us_an_example')}× the time of one)"
-        )
+def _verdict(methods: Methods) -> Verdict:
+    """Every contender against the fixed small batch, and which are faster in every seed."""
+    base = methods[SMALL]
     faster = [
         _name(key, methods)
         for key, rows in methods.items()
         if key[0].startswith("adaptive")
-        and all(row["reached"] for row in rows.values())
-        and (ratios := _ratios(rows, methods[SMALL]))
+        and all(row["reached"] for row in rows)
+        and (ratios := _ratios(rows, base))
         and max(ratios) < 1
     ]
-    held = ", ".join(faster) or "no adaptive loop"
-    return f"Faster in every seed: {held}. Seconds beside the fixed small batch: {'; '.join(told)}."
+    verdict: dict[str, str | list[str]] = {
+        "Faster in every seed": faster or "no adaptive loop",
+    }
+    for key, rows in methods.items():
+        if key == SMALL:
+            continue
+        told = [f"reached in {_count(rows)} runs"]
+        if ratios := _ratios(rows, base):
+            median = lambda name, rows=rows: statistics.median(_ratios(rows, base, name))
+            told += [
+                f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{median('examples_to_target'):.2f}× the examples",
+                f"{median('us_an_example'):.2f}× the time of one",
+            ]
+        verdict[_name(key, methods)] = told
+    return verdict
 
 
-def _table(methods: Mapping[Key, Mapping[int, Any]]) -> str:
-    header = ["loop", "reached", "seconds to it", "beside fixed small", "examples to it", "updates",
-              "µs an example", "host", "first steps, s", "programs", "later"]  # fmt: skip
-    lines = []
-    for key, by_seed in methods.items():
-        rows = list(by_seed.values())
-        ratios = _ratios(by_seed, methods[SMALL])
-        middle = lambda name, form, rows=rows: _median(rows, name, form)
-        lines.append([
-            _name(key, methods), f"{sum(int(row['reached']) for row in rows)} of {len(rows)}",
-            middle("seconds_to_target", ".2f"),
-            f"{statistics.median(ratios):.2f}×" if ratios else "–",
-            middle("examples_to_target", ",.0f"), middle("updates", ".0f"),
-            middle("us_an_example", ".0f"), middle("host_share", ".0%"),
-            middle("compile_seconds", ".1f"), middle("programs", ".0f"),
-            middle("programs_later", ".0f"),
-        ])  # fmt: skip
-    return markdown(header, lines)
+def _count(rows: Rows) -> str:
+    return f"{sum(int(row['reached']) for row in rows)} of {len(rows)}"
+
+
+def _table(methods: Methods) -> str:
+    beside = lambda rows: _ratios(rows, methods[SMALL])
+    columns: dict[str, Callable[[Any, Rows], str]] = {
+        "loop": lambda key, _: _name(key, methods),
+        "reached": lambda _, rows: _count(rows),
+        "seconds to it": lambda _, rows: _median(rows, "seconds_to_target", ".2f"),
+        "beside fixed small": lambda _, rows: (
+            f"{statistics.median(ratios):.2f}×" if (ratios := beside(rows)) else "–"
+        ),
+        "examples to it": lambda _, rows: _median(rows, "examples_to_target", ",.0f"),
+        "updates": lambda _, rows: _median(rows, "updates", ".0f"),
+        "µs an example": lambda _, rows: _median(rows, "us_an_example", ".0f"),
+        "host": lambda _, rows: _median(rows, "host_share", ".0%"),
+        "first steps, s": lambda _, rows: _median(rows, "compile_seconds", ".1f"),
+        "programs": lambda _, rows: _median(rows, "programs", ".0f"),
+        "later": lambda _, rows: _median(rows, "programs_later", ".0f"),
+    }
+    return table(methods, columns)
 
 
 def _median(rows: Rows, name: str, form: str) -> str:
@@ -119,26 +106,24 @@ def _median(rows: Rows, name: str, form: str) -> str:
     return format(statistics.median(found), form) if found else "–"
 
 
-def _name(key: Key, methods: Mapping[Key, Any]) -> str:
+def _name(key: tuple[str, float], methods: Methods) -> str:
     """With its rate, where there are several."""
     several = sum(other[0] == key[0] for other in methods) > 1
     return f"{key[0]}, rate {key[1]:g}" if several else key[0]
 
 
 def _figure(store: Store) -> Figure:
-    problems = list(dict.fromkeys(row["problem"] for row in store.rows))
+    problems = split(store.rows, "problem")
     figure, axes = panels(len(problems), width=5.0)
-    for problem, axis in zip(problems, axes, strict=True):
-        methods = _methods(pick(store.rows, problem=problem))
+    for (problem, of), axis in zip(problems.items(), axes, strict=True):
+        methods = split(of, "method", "learning_rate")
         for color, key in zip(COLORS, methods, strict=False):
             rows = pick(store.curves, problem=problem, method=key[0], learning_rate=key[1])
-            places = sorted({row["point"] for row in rows})
-            at = [[row for row in rows if row["point"] == place] for place in places]
+            at = [some for _, some in sorted(split(rows, "point").items())]
             seconds = [statistics.median(float(row["at_seconds"]) for row in some) for some in at]
             losses = [np.mean([float(row["loss"]) for row in some]) for some in at]
             axis.plot(seconds, losses, color=color, label=_name(key, methods), lw=1.4)
-        target = float(pick(store.rows, problem=problem)[0]["target"])
-        axis.axhline(target, color="#4b5563", ls="--", lw=0.8)
+        axis.axhline(float(of[0]["target"]), color="#4b5563", ls="--", lw=0.8)
         axis.set(xlabel="seconds", ylabel="held-out loss", yscale="log", title=_title(problem))
         axis.title.set_fontsize(9)
     legend_below(figure, axes[0], columns=3)

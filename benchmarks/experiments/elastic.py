@@ -1,18 +1,17 @@
 """The batch changes in the middle of a run: AdaScale continues at the same τ, nothing is tuned."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.experiments import style
 from benchmarks.experiments.adascale import SETTINGS
-from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report, Size, main, pick
-from benchmarks.experiments.scaled_report import Quality
+from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report, Size, main
+from benchmarks.experiments.scaled_report import Quality, diverged, outcome_columns
 from benchmarks.experiments.scaled_runs import Phases, Setting, run_adascale, run_fixed
 from benchmarks.experiments.store import Store
-from benchmarks.experiments.summary import markdown, mean
+from benchmarks.experiments.summary import Rows, pick, split, table
 
 _METHODS = {"adascale": "AdaScale", "lsw": "LSW"}
 _SCALES: dict[Size, tuple[tuple[int, ...], ...]] = {
@@ -51,57 +50,37 @@ def run(case: Case, seeds: Sequence[int]) -> list[Outcome]:
 
 def report(store: Store) -> Report:
     """Final quality and iterations of each course of S; gain, S and loss over τ."""
-    quality = Quality("digits_cnn")
-    base = pick(store.rows, scales="S = 1")
-    lines, worse = [], []
-    for scales in dict.fromkeys(row["scales"] for row in store.rows):
-        for method, name in _METHODS.items():
-            rows = pick(store.rows, scales=scales, method=method)
-            if not rows:
-                continue
-            lost = quality.loss(rows, base)
-            gone = sum(row["diverged"] for row in rows)
-            if gone or lost.value > 2 * lost.error:
-                worse.append(
-                    f"{name} with {scales} ({lost.show(2)} points; diverged: {gone} of {len(rows)})"
-                )
-            lines.append(
-                [
-                    scales,
-                    name,
-                    quality.of(rows).show(4),
-                    mean([float(r["test_loss"]) for r in rows if not r["diverged"]]).show(3),
-                    f"{mean([float(r['iterations']) for r in rows]).value:.0f}",
-                    f"{mean([float(r['examples']) for r in rows]).value:.0f}",
-                    f"{gone} of {len(rows)}",
-                ]
-            )
-    header = ["batch", "method", quality.label, "test loss", "iterations", "examples", "diverged"]
-    verdict = (
-        "Worse than S = 1 by more than two standard errors, or diverged: "
-        + ("; ".join(worse) if worse else "no course of S")
-        + ". For all others no difference is seen. LSW takes the examples of S = 1, and S times its"
+    quality, base = Quality("digits_cnn"), pick(store.rows, scales="S = 1")
+    courses = split(store.rows, "scales", "method")
+    worse = [
+        f"{_METHODS[method]} with {scales} ({quality.loss(rows, base).show(2)} points; diverged:"
+        f" {diverged(rows)} of {len(rows)})"
+        for (scales, method), rows in courses.items()
+        if quality.is_worse(rows, base)
+    ]
+    verdict = {"Worse than S = 1 by more than two standard errors, or diverged": worse}
+    notes = (
+        "For all others no difference is seen. LSW takes the examples of S = 1, and S times its"
         " learning rate after the warm-up of 5.5 %."
     )
+    columns = {"batch": lambda key, _: key[0], "method": lambda key, _: _METHODS[key[1]]}
+    columns |= outcome_columns(quality, ("test loss", "test_loss"))
     caption = (
         "Runs of AdaScale over τ, means of all seeds with standard error: S, the gain, and the loss"
         " of the batches."
     )
-    return Report(f"{verdict}\n\n{markdown(header, lines)}", {"": _draw(store)}, {"": caption})
+    return Report([verdict, notes, table(courses, columns)], {"": (_draw(store), caption)})
 
 
 def _draw(store: Store) -> Figure:
     figure, axes = style.panels(3)
-    points = pick(store.curves, method="adascale")
-    for color, scales in zip(
-        style.COLORS, dict.fromkeys(p["scales"] for p in points), strict=False
-    ):
+    courses = split(pick(store.curves, method="adascale"), "scales")
+    for color, (scales, points) in zip(style.COLORS, courses.items(), strict=False):
         for axis, name in zip(axes, ("scale", "gain", "loss"), strict=True):
-            runs = _by_seed(pick(points, scales=scales), name)
+            runs = _interpolated(points, name)
             x = np.linspace(0, 1, runs.shape[1])
             style.band(axis, x.tolist(), runs, color=color, label=scales)
-            axis.set_xlabel("τ as a share of the run")
-            axis.set_ylabel({"scale": "S", "gain": "gain", "loss": "loss"}[name])
+            axis.set(xlabel="τ as a share of the run", ylabel="S" if name == "scale" else name)
             axis.set_yscale("log", base=10 if name == "loss" else 2)
             if name != "loss":
                 axis.yaxis.set_major_formatter("{x:g}")
@@ -109,15 +88,12 @@ def _draw(store: Store) -> Figure:
     return figure
 
 
-def _by_seed(points: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """[runs, points]: points that a run with few steps has not are as the one before."""
-    length = 40
+def _interpolated(points: Rows, name: str, length: int = 40) -> np.ndarray:
+    """[runs, points] at equal shares of τ: a run of few steps has fewer points than others."""
     runs = []
-    for seed in dict.fromkeys(p["seed"] for p in points):
-        of = pick(points, seed=seed)
-        x = [float(p["tau"]) for p in of]
-        grid = np.linspace(x[0], x[-1], length)
-        runs.append(np.interp(grid, x, [float(p[name]) for p in of]))
+    for of in split(points, "seed").values():
+        x, y = ([float(point[column]) for point in of] for column in ("tau", name))
+        runs.append(np.interp(np.linspace(x[0], x[-1], length), x, y))
     return np.stack(runs)
 
 

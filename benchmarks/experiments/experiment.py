@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -29,18 +29,20 @@ class Outcome(NamedTuple):
     curve: Mapping[str, Sequence[float]] = {}
 
 
+Verdict = Mapping[str, str | Sequence[str]]
+"""What was asked → what the rows say; several answers are a list."""
+
+
 class Report(NamedTuple):
-    """What is shown of an experiment.
+    """What is shown of an experiment, computed from its rows.
 
     Attributes:
-        text: Markdown: the verdict in a sentence or two, computed from the rows, then tables.
-        figures: Figures by what is added to the name of the file ("" for the first).
-        captions: What each figure shows; the text of its ``alt``.
+        parts: Verdicts, and texts and tables in Markdown, in the order of the page.
+        figures: Figure and caption, by what is added to the name of the file ("" for the first).
     """
 
-    text: str
-    figures: Mapping[str, Figure] = {}
-    captions: Mapping[str, str] = {}
+    parts: Sequence[str | Verdict]
+    figures: Mapping[str, tuple[Figure, str]] = {}
 
 
 class Experiment(NamedTuple):
@@ -131,21 +133,25 @@ def write_report(experiment: Experiment, store: Store, out: pathlib.Path) -> str
     machines = "; ".join(sorted({str(row["machine"]) for row in rows}))
     seeds = len({row["seed"] for row in rows})
     parts = [f"## {experiment.title}", f"**Claim.** {experiment.claim}"]
-    for suffix, figure in report.figures.items():
+    for suffix, (figure, caption) in report.figures.items():
         name = f"{experiment.name}{suffix}.png"
         figure.savefig(out / name, dpi=110, facecolor="white")
-        parts.append(f"![{report.captions[suffix]}]({name})\n\n*{report.captions[suffix]}*")
+        parts.append(f"![{caption}]({name})\n\n*{caption}*")
     command = f"python -m benchmarks.experiments {experiment.name}"
-    parts += [
-        report.text,
+    parts += [part if isinstance(part, str) else show_verdict(part) for part in report.parts]
+    parts.append(
         f"`{command}` makes this section ({len(rows)} runs, {seeds} seeds, {minutes:.1f} minutes of"
-        f" CPU time on {machines}); every run is a row of `{experiment.name}.csv`.",
-    ]
+        f" CPU time on {machines}); every run is a row of `{experiment.name}.csv`."
+    )
     page = "\n\n".join(parts) + "\n"
     (out / f"{experiment.name}.md").write_text(page)
     return page
 
 
-def pick(rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Mapping[str, Any]]:
-    """The rows that have these values."""
-    return [row for row in rows if all(row.get(name) == x for name, x in values.items())]
+def show_verdict(verdict: Verdict) -> str:
+    """A list with a line for each question."""
+    lines = []
+    for asked, found in verdict.items():
+        answer = found if isinstance(found, str) else "; ".join(found) or "none"
+        lines.append(f"- **{asked}**: {answer}.")
+    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What the experiments train: three small problems on data that needs no download."""
 
+import functools
 import pathlib
 import runpy
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
     guess: float
 
 
+@functools.cache
 def digits_cnn(width: int = 16) -> Problem:
     """Digits of 8×8 pixels, 7,200 with their shifts: two convolutions and a dense layer."""
 
@@ -61,6 +63,7 @@ def digits_cnn(width: int = 16) -> Problem:
     return _classifier("digits CNN", init, scores, (x, y), (x_test, y_test))
 
 
+@functools.cache
 def mnist1d(width: int = 24) -> Problem:
     """MNIST-1D, 4,000 curves of 40 points in ten classes: three strided convolutions."""
     inputs = (1, width, width)
@@ -85,6 +88,7 @@ def mnist1d(width: int = 24) -> Problem:
     return _classifier("MNIST-1D", init, scores, train, test)
 
 
+@functools.cache
 def byte_lm(length: int = 32, width: int = 32, layers: int = 1) -> Problem:
     """The next byte of Python's standard library from a small transformer; losses are bits."""
     corpus = _from_example("stdlib_data.py", "read_standard_library")(2_000_000)

@@ -79,9 +79,8 @@ class Loops(NamedTuple):
     fixed: Callable[..., Carry]
 
 
-@functools.cache
 def problem_of(name: str, width: int) -> Problem:
-    """A problem, made once."""
+    """A problem by its name."""
     return PROBLEMS[name](width=width)  # type: ignore[call-arg]
 
 

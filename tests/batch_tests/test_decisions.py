@@ -13,6 +13,8 @@ import pytest
 
 import adaoptax
 
+pytestmark = pytest.mark.topic("edge cases")
+
 D, B = 20, 16
 
 

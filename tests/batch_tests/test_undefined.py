@@ -11,7 +11,7 @@ import pytest
 import adaoptax
 from adaoptax.batch_tests import optimal_split, proximal_test
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("edge cases")]
 
 TESTS: dict[str, Any] = {
     "norm": lambda **o: adaoptax.norm_test(0.5, **o),
@@ -145,6 +145,7 @@ NO_EVIDENCE = {
 }
 
 
+@pytest.mark.topic("NaN")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("case", "decay"),
@@ -185,6 +186,7 @@ def test_an_infinite_requirement_is_kept_too(name, numpy_stats):
     assert flags(state) == (False, False, True)
 
 
+@pytest.mark.topic("NaN")
 @pytest.mark.parametrize("field", ["variance", "sq_norm", "inner_product_variance"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_bad_statistic_is_no_evidence(field, bad, numpy_stats):

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from benchmarks.experiments import batch_report
-from benchmarks.experiments.experiment import pick
+from benchmarks.experiments.experiment import show_verdict
 from benchmarks.experiments.store import Store
+from benchmarks.experiments.summary import pick
 
 RAMPS = {"ramp mild": (1.0, 800), "ramp early": (4.0, 200)}  # loss, updates
 
@@ -32,7 +33,11 @@ def store_of(tmp_path, loss, updates, spread=0.01, diverged=0):
 
 
 def duels_of(store):
-    return batch_report._duels(batch_report._methods(store.rows))["SGD", 0.1, "norm 2"]
+    return batch_report.duels_of(batch_report.methods_of(store.rows))["SGD", 0.1, "norm 2"]
+
+
+def verdict_of(store) -> Any:
+    return batch_report.report(store).parts[0]
 
 
 @pytest.mark.parametrize(
@@ -47,15 +52,16 @@ def test_a_test_is_compared_with_the_best_ramp_seed_by_seed(tmp_path, loss, outc
     assert best.difference.value == pytest.approx(loss - 1 + 0.02)
     assert best.difference.error == pytest.approx(0.01 * 2.5**0.5 / 5**0.5)
     assert best.updates == 500 / 800
-    text = batch_report.report(store).text
-    assert f"1 {outcome}" in text.split("With ramps")[0]
-    assert f"holds for {int(outcome != 'worse')} of 1 tests" in text
+    verdict = verdict_of(store)
+    assert f"1 {outcome}" in verdict["Beside the best ramp"]
+    assert f"for {int(outcome != 'worse')} of 1 tests" in verdict["The claim holds"]
+    assert f"**: {outcome}: norm 2 (" in show_verdict(batch_report.report(store).parts[3])  # type: ignore[arg-type]
 
 
 def test_a_batch_that_hardly_grows_proves_nothing(tmp_path):
     store = store_of(tmp_path, 0.98, updates=950)
     assert duels_of(store)[0].outcome == "no difference seen"
-    assert "holds for 0 of 1 tests" in batch_report.report(store).text
+    assert "for 0 of 1 tests" in verdict_of(store)["The claim holds"]
 
 
 @pytest.mark.parametrize(("loss", "outcome"), [(1.5, "better"), (2.5, "worse")])
@@ -68,19 +74,20 @@ def test_ramps_of_as_many_updates_are_interpolated(tmp_path, loss, outcome):
     own = [loss + 0.11 * seed for seed in range(5)]
     assert between.difference.value == pytest.approx((sum(own) - sum(theirs)) / 5)
     assert between.outcome == outcome
-    assert f"1 {outcome}" in batch_report.report(store).text.split("With ramps")[1]
+    assert f"1 {outcome}" in verdict_of(store)["Beside ramps of as many updates"]
 
 
 def test_fewer_updates_than_every_ramp_are_said(tmp_path):
     store = store_of(tmp_path, 1.5, updates=100)
     assert duels_of(store)[1] is None
-    assert "1 had fewer or more updates" in batch_report.report(store).text
+    said = verdict_of(store)["Beside ramps of as many updates"]
+    assert "1 had fewer or more updates than all of them" in said
 
 
 def test_a_ramp_that_diverged_is_never_the_best(tmp_path):
     store = store_of(tmp_path, 1.5, updates=500, diverged=1)
     assert duels_of(store)[0].ramp == "ramp early"
-    assert "5 of 5" in batch_report.report(store).text
+    assert "5 of 5" in batch_report.report(store).parts[4]
     assert len(pick(store.rows, sizes="norm 2")) == 5
 
 

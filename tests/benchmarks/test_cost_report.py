@@ -1,10 +1,12 @@
 """The verdicts on cost and on convex problems follow the rows."""
 
 import math
+from typing import Any
 
 import pytest
 
 from benchmarks.experiments import convex_report, cost_report
+from benchmarks.experiments.experiment import show_verdict
 from benchmarks.experiments.store import Store
 
 
@@ -25,17 +27,17 @@ def cost_store(tmp_path, seconds):
 @pytest.mark.parametrize(
     ("adaptive", "faster", "ratio"),
     [
-        ([1, 2, 3], "adaptive, exact", "0.50×"),
-        ([1, 2, 7], "no adaptive loop", "0.50×"),  # slower in one seed
-        ([1, 2, math.nan], "no adaptive loop", "in 2 of 3 runs"),
-        ([math.nan] * 3, "no adaptive loop", "reached it in 0 of 3 runs"),
+        ([1, 2, 3], ["adaptive, exact"], "reached in 3 of 3 runs; 0.50× (0.50 to 0.50)"),
+        ([1, 2, 7], "no adaptive loop", "0.50× (0.50 to 1.17)"),  # slower in one seed
+        ([1, 2, math.nan], "no adaptive loop", "reached in 2 of 3 runs; 0.50×"),
+        ([math.nan] * 3, "no adaptive loop", "reached in 0 of 3 runs."),
     ],
 )
 def test_faster_means_in_every_seed(tmp_path, adaptive, faster, ratio):
     seconds = {"fixed small": [2, 4, 6], "adaptive, exact": adaptive}
-    text = cost_report.report(cost_store(tmp_path, seconds)).text
-    assert f"Faster in every seed: {faster}." in text
-    assert ratio in text
+    verdict: Any = cost_report.report(cost_store(tmp_path, seconds)).parts[3]
+    assert verdict["Faster in every seed"] == faster
+    assert ratio in show_verdict(verdict)
 
 
 @pytest.mark.parametrize(
@@ -53,5 +55,5 @@ def test_the_inner_product_test_is_judged_by_its_error(tmp_path, errors, said):
         for seed, error in enumerate(found):
             metrics = {"error": error, "iterations": 5, "last_batch": 64, "to_0.1": math.nan}
             store.add(case, seed, metrics, {"at": [0, 5], "error": [1.0, error + 1e-9]})
-    text = convex_report.report(store).text
-    assert f"the inner-product test as printed is {said} the norm test" in text
+    verdict: Any = convex_report.report(store).parts[0]
+    assert f"inner product is {said} norm" in verdict["L2, cancer"]

@@ -2,22 +2,29 @@
 
 import importlib
 import math
+import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import jax
 import pytest
 
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report, main
+from benchmarks.experiments import adascale_lm
+from benchmarks.experiments.experiment import Case, Experiment, Outcome, Report, main, write_report
 from benchmarks.experiments.mnist1d import make_mnist1d
 from benchmarks.experiments.problems import PROBLEMS
 from benchmarks.experiments.store import Store
-from benchmarks.experiments.summary import grid, mean, means
+from benchmarks.experiments.summary import Mean, average, mean, paired, split, table
 
-# It forces how many devices there are, which a process can do only once.
-OWN_PROCESS = {"distributed"}
+RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
+SQUARES = {
+    "x": lambda key, rows: key,
+    "size": lambda key, rows: rows[0]["size"],
+    "square": lambda key, rows: average(rows, "square").show(),
+}
 
 
 def squares(made: list, stop_at: int | None = None) -> Experiment:
@@ -35,7 +42,7 @@ def squares(made: list, stop_at: int | None = None) -> Experiment:
         claim="They grow.",
         cases=lambda size: [{"x": x, "size": size, "rate": 0.1} for x in (2, 3)],
         run=run,
-        report=lambda store: Report(grid(means(store.rows, ("x", "size"), "square"), "x")),
+        report=lambda store: Report([table(split(store.rows, "x"), SQUARES)]),
     )
 
 
@@ -84,7 +91,7 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path, capsys):
     main(squares(made), [*arguments, "--fresh"])
     assert len(made) == 10
     page = (tmp_path / "squares.md").read_text()
-    assert "| 2 | 4.5 ± 0.5 |" in page
+    assert "| 2 | default | 4.5 ± 0.5 |" in page
     assert "(4 runs, 2 seeds" in page
     assert page in capsys.readouterr().out
 
@@ -123,14 +130,24 @@ def test_a_damaged_file_is_named(tmp_path, line):
 
 
 def test_means_are_of_runs_and_show_their_error():
-    rows = [{"x": 1, "y": y} for y in (1.0, 2.0, 3.0)]
-    found = means(rows, ("x",), "y")[(1,)]
+    found = average([{"seed": s, "y": s + 1} for s in range(3)], "y")
     assert (found.value, found.runs) == (2, 3)
     assert found.error == pytest.approx(1 / 3**0.5)
     assert found.show() == "2 ± 0.58"
     assert mean([60.0, 80.0]).show(2) == "70 ± 10"
     assert mean([1.0, math.inf]).value == math.inf
     assert mean([]).show() == "–"
+
+
+def test_differences_are_paired_by_seed_and_judged_by_their_error():
+    rows, base = (
+        [{"seed": s, "y": k * s} for s in seeds] for k, seeds in ((3, (2, 1)), (1, (0, 2)))
+    )
+    assert paired(rows, base, "y") == [4]
+    assert Mean(1.0, 0.6, 3).outcome(2) == "no difference seen"
+    assert Mean(1.0, 0.4, 3).outcome(2) == "worse"
+    assert Mean(-1.0, 0.4, 3).outcome(2) == "better"
+    assert Mean(math.inf, math.nan, 3).outcome(2) == "worse"
 
 
 def test_the_command_lists_and_refuses(capsys):
@@ -151,8 +168,9 @@ def test_problems_start_at_a_guess(name):
     problem = PROBLEMS[name]()
     params = problem.init(jax.random.key(0))
     batch = {name: rows[:256] for name, rows in problem.data.items()}
-    assert float(problem.loss_fn(params, batch)) == pytest.approx(problem.guess, rel=0.15)
-    assert all(math.isfinite(x) for x in problem.metrics(params).values())
+    loss, metrics = jax.jit(lambda w, b: (problem.loss_fn(w, b), problem.metrics(w)))(params, batch)
+    assert float(loss) == pytest.approx(problem.guess, rel=0.15)
+    assert all(math.isfinite(x) for x in metrics.values())
 
 
 def test_mnist1d_is_the_same_on_every_machine_and_has_equal_classes():
@@ -167,24 +185,46 @@ def test_mnist1d_is_the_same_on_every_machine_and_has_equal_classes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", command.NAMES)
-def test_every_experiment_runs_tiny(name, tmp_path, capsys, request):
-    arguments = ["--size", "tiny", "--seeds", "2", "--out", str(tmp_path)]
-    if name in OWN_PROCESS:
-        line = [sys.executable, "-m", "benchmarks.experiments", name, *arguments]
-        subprocess.run(line, check=True, capture_output=True, cwd=request.config.rootpath)
-    else:
-        module = importlib.import_module(f"benchmarks.experiments.{name}")
-        # Most of a tiny run is compilation, which need not be good.
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            main(module.EXPERIMENT, arguments)
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+@pytest.mark.parametrize("name", [name for name in command.NAMES if name != "adascale_lm"])
+def test_every_experiment_runs_tiny(name, tmp_path):
+    module = importlib.import_module(f"benchmarks.experiments.{name}")
+    main(module.EXPERIMENT, ["--size", "tiny", "--seeds", "2", "--out", str(tmp_path)])
     assert_report(name, tmp_path)
 
 
-def assert_report(name: str, out: pathlib.Path) -> None:
+@pytest.mark.slow
+def test_the_language_model_runs_and_its_page_is_what_the_kept_runs_say(tmp_path):
+    # Run and report are those of `adascale`: one case, and the page, show what differs.
+    experiment = adascale_lm.EXPERIMENT
+    case = {**experiment.cases("tiny")[-1], "method": "adascale"}
+    (outcome,) = experiment.run(case, [0])
+    assert 0 < outcome.metrics["bits_per_byte"] < 8.5
+    store = Store(RESULTS, "adascale_lm")
+    assert write_report(experiment, store, tmp_path) == (RESULTS / "adascale_lm.md").read_text()
+    assert_report("adascale_lm", tmp_path, range(5), RESULTS)
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_in_a_process_of_its_own_with_the_devices_that_it_asks_for(
+    monkeypatch, request
+):
+    lines: list = []
+    monkeypatch.setattr(subprocess, "run", lambda line, **options: lines.append(line))
+    command.main(["distributed", "--size", "tiny", "--fresh"])
+    (line,) = lines
+    assert line[:3] == [sys.executable, "-m", "benchmarks.experiments.distributed"]
+    assert line[-3:] == ["--size", "tiny", "--fresh"]
+    monkeypatch.undo()
+    asked = "from benchmarks.experiments import distributed as d; assert d._mesh().size == 8"
+    clean = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}
+    subprocess.run(
+        [sys.executable, "-c", asked], check=True, cwd=request.config.rootpath, env=clean
+    )
+
+
+def assert_report(
+    name: str, out: pathlib.Path, seeds: Iterable[int] = (0, 1), runs: pathlib.Path | None = None
+) -> None:
     """A page with a claim, a table and its figures; runs in a file."""
     page = (out / f"{name}.md").read_text()
     assert page.startswith("## ")
@@ -194,5 +234,5 @@ def assert_report(name: str, out: pathlib.Path) -> None:
     figures = list(out.glob("*.png"))
     assert figures
     assert all(f"]({path.name})" in page for path in figures)
-    rows = Store(out, name).rows
-    assert {row["seed"] for row in rows} == {0, 1}
+    rows = Store(runs or out, name).rows
+    assert {row["seed"] for row in rows} == set(seeds)

@@ -6,20 +6,22 @@ import re
 import pytest
 
 from benchmarks import reliability
-from benchmarks.reliability import Case, every_test, matches, read_cases, report
-from benchmarks.reliability_topics import TOPICS
+from benchmarks.reliability import Case, every_test, read_cases, report
+from benchmarks.reliability_topics import HYPOTHESIS, REFUSALS, TOPICS
 
+pytest_plugins = ("pytester",)
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reliability.md"
-SPECIAL = ("[hypothesis]", "[refusals]")
 
 XML = """<testsuites><testsuite timestamp="2026-01-02T03:04:05">
 <testcase classname="tests.loop.test_kill_and_resume"
   name="test_random_kills_deliver_the_uninterrupted_stream[0]" time="60">
-  <properties><property name="kills" value="1200"/><property name="runs" value="85"/></properties>
+  <properties><property name="kills" value="1200"/><property name="runs" value="85"/>
+  <property name="topic" value="dropped loaders"/></properties>
 </testcase>
 <testcase classname="tests.loop.test_kill_and_resume"
   name="test_random_kills_deliver_the_uninterrupted_stream[1]" time="60">
-  <properties><property name="kills" value="34"/></properties>{failure}
+  <properties><property name="kills" value="34"/><property name="topic" value="dropped loaders"/>
+  </properties>{failure}
 </testcase>
 <testcase classname="tests.test_stats" name="test_merge[float16-[1 2]]">
   <properties><property name="examples drawn" value="60"/></properties>
@@ -29,13 +31,40 @@ XML = """<testsuites><testsuite timestamp="2026-01-02T03:04:05">
 </testsuite></testsuites>"""
 
 
-@pytest.mark.parametrize(
-    "pattern", [each for topics in TOPICS.values() for topic in topics for each in topic.tests]
-)
-def test_every_pattern_means_tests_that_there_are(pattern: str) -> None:
-    if not pattern.endswith(SPECIAL):
-        pattern = pattern.partition("(")[0]  # parameters are known in a run only
-        assert any(matches(pattern, Case(file, name)) for file, name in every_test())
+def test_marks_and_topics_are_those_of_each_other() -> None:
+    paths = set(reliability.TESTS.rglob("test_*.py")) - {pathlib.Path(__file__)}
+    texts = "".join(path.read_text() for path in paths)
+    marks = re.findall(r"mark\.topic\(([^)]*)\)", texts)
+    marked = {name for mark in marks for name in re.findall(r'"([^"]+)"', mark)}
+    topics = {name: topic for each in TOPICS.values() for name, topic in each.items()}
+    assert marked - set(topics) == set()
+    by_themselves = {name for name, topic in topics.items() if topic.words}
+    assert set(topics) - by_themselves - {HYPOTHESIS, REFUSALS} - marked == set()
+    for name in by_themselves - marked:
+        assert any(name in Case(file, test).topics for file, test in every_test()), name
+
+
+def test_a_run_reports_marks_of_files_and_of_tests(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest((reliability.TESTS / "conftest.py").read_text())
+    pytester.makepyfile(
+        test_a="""
+        import pytest
+        pytestmark = pytest.mark.topic("a file")
+        @pytest.mark.topic("a test", "another")
+        def test_one(tried):
+            tried("kills", 3)
+        @pytest.mark.parametrize("dtype", ["float16"])
+        def test_two(dtype):
+            pytest.skip("not now")
+        """
+    )
+    options = ["-p", "no:cacheprovider", "--junitxml=report.xml"]
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1, skipped=1)
+    one, two = read_cases(pytester.path / "report.xml")
+    assert one.topics == {"a file", "a test", "another"}
+    assert one.tried == (("kills", 3),)
+    assert two.topics == {"a file", "low precision"}
+    assert two.outcome == "skipped"
 
 
 def test_cases_are_counted_with_what_they_tell(tmp_path: pathlib.Path) -> None:

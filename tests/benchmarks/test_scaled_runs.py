@@ -2,20 +2,12 @@
 
 import math
 
-import jax
 import pytest
 
 from benchmarks.experiments.elastic import phases_of
 from benchmarks.experiments.scaled_runs import Setting, run_adascale, run_fixed
 
 TINY = Setting("digits_cnn", 4, 8, 256, 0.04)  # as in the experiment's own tiny runs
-
-
-@pytest.fixture(autouse=True)
-def fast_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

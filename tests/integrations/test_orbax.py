@@ -272,6 +272,7 @@ def test_the_state_may_be_given_by_shape_where_there_is_a_checkpoint(
     np.testing.assert_array_equal(state["w"], [0, 1, 2])
 
 
+@pytest.mark.topic("other layouts")
 def test_restores_into_another_layout_of_the_arrays(tmp_path: pathlib.Path) -> None:
     save_once(tmp_path, {"w": jnp.arange(16.0)})
     mesh = jax.make_mesh((4, 2), ("data", "model"))
@@ -292,6 +293,7 @@ def test_a_checkpoint_is_read_by_hand(tmp_path: pathlib.Path) -> None:
     assert header["leaves"] == {"[0]['w']": "float32[3]", "[1].first": "float32[1]"}
 
 
+@pytest.mark.topic("dying runs")
 @pytest.mark.parametrize(
     "seeds", [range(6), pytest.param(range(6, 60), marks=pytest.mark.slow)], ids=["few", "many"]
 )

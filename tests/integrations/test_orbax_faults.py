@@ -83,6 +83,7 @@ def flip(path: pathlib.Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.topic("bad checkpoints")
 @pytest.mark.parametrize("damage", [remove, cut, empty, flip])
 def test_damage_to_any_file_is_found_and_the_good_steps_are_named(
     run: pathlib.Path, damage: Callable[[pathlib.Path], None]
@@ -109,6 +110,7 @@ def test_damage_to_any_file_is_found_and_the_good_steps_are_named(
     np.testing.assert_array_equal(state["w"], STATE["w"])
 
 
+@pytest.mark.topic("bad checkpoints")
 @pytest.mark.parametrize("damage", [remove, cut, empty])
 def test_damage_is_found_without_checksums_where_the_format_shows_it(
     run: pathlib.Path, damage: Callable[[pathlib.Path], None]
@@ -131,6 +133,7 @@ def test_no_other_step_is_offered_where_none_is_good(run: pathlib.Path) -> None:
         restore(run)
 
 
+@pytest.mark.topic("bad checkpoints")
 def test_foreign_folders_are_no_checkpoints(run: pathlib.Path) -> None:
     (run / "7").mkdir()
     with pytest.raises(ValueError, match=r"got step 7 .* the folder is empty: pass step="):
@@ -161,12 +164,14 @@ def test_a_checkpoint_without_the_state_of_a_loop_restores_the_arrays(run: pathl
     restore(run)
 
 
+@pytest.mark.topic("bad checkpoints")
 def test_a_later_format_is_named(run: pathlib.Path) -> None:
     edit_header(run / "6", format=2)
     with pytest.raises(ValueError, match=r"Expected format=1 in step 6 .*, got format=2: use"):
         restore(run)
 
 
+@pytest.mark.topic("bad checkpoints")
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -190,6 +195,7 @@ def test_other_data_is_refused_by_the_loop(run: pathlib.Path) -> None:
         restore(run, loop=BatchLoader(np.arange(401), 4))
 
 
+@pytest.mark.topic("bad checkpoints")
 def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "file"
     file.touch()
@@ -198,6 +204,7 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path: pathlib
             Checkpointer(folder).__enter__()
 
 
+@pytest.mark.topic("bad checkpoints")
 def test_the_folder_of_another_run_is_not_overwritten(run: pathlib.Path) -> None:
     loader = loader_at(9)
     with (
@@ -224,6 +231,7 @@ def full_disk() -> Iterator[Callable[[bool], None]]:
 LARGE = {"w": jnp.asarray(np.random.default_rng(0).normal(size=200_000).astype(np.float32))}
 
 
+@pytest.mark.topic("full disks")
 def test_a_full_disk_is_a_warning_and_tried_again(
     tmp_path: pathlib.Path, full_disk: Callable[[bool], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +264,7 @@ def test_a_full_disk_is_a_warning_and_tried_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["38", "45"]
 
 
+@pytest.mark.topic("full disks")
 def test_the_last_save_raises_and_the_earlier_ones_stay(
     tmp_path: pathlib.Path, full_disk: Callable[[bool], None]
 ) -> None:
@@ -283,6 +292,7 @@ def test_the_last_save_raises_and_the_earlier_ones_stay(
         assert saver.steps == [2, 3]
 
 
+@pytest.mark.topic("full disks")
 def test_an_error_of_the_user_is_not_hidden_by_a_full_disk(
     tmp_path: pathlib.Path, full_disk: Callable[[bool], None]
 ) -> None:
@@ -320,6 +330,7 @@ def test_a_save_that_fails_at_once_is_a_warning_too(
         assert saver.steps == [2]
 
 
+@pytest.mark.topic("bad checkpoints")
 def test_what_a_kill_left_unfinished_is_ignored_and_cleared_away(run: pathlib.Path) -> None:
     left = run / "8.orbax-checkpoint-tmp"
     shutil.copytree(run / "6", left)
@@ -351,6 +362,7 @@ with Checkpointer(folder, every=1, keep=3) as saver:
 """
 
 
+@pytest.mark.topic("kill -9")
 @pytest.mark.slow
 def test_kill_9_in_the_middle_of_saves_leaves_only_whole_checkpoints(
     tmp_path: pathlib.Path, tried: Callable[[str, int], None]

@@ -43,6 +43,7 @@ def two(
     return lines
 
 
+@pytest.mark.topic("other layouts")
 @pytest.mark.slow
 def test_one_and_two_processes_go_on_from_each_other(tmp_path: pathlib.Path) -> None:
     two(tmp_path / "run", 15)
@@ -53,6 +54,7 @@ def test_one_and_two_processes_go_on_from_each_other(tmp_path: pathlib.Path) -> 
     assert [lines[-1] for lines in last] == [whole[-1]] * 2
 
 
+@pytest.mark.topic("signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_stops_all_at_the_same_step(

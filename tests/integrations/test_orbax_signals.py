@@ -53,6 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return result(start(tmp_path_factory.mktemp("whole") / "run"))
 
 
+@pytest.mark.topic("signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_ends_well_and_the_run_goes_on(
@@ -72,6 +73,7 @@ def test_a_signal_saves_ends_well_and_the_run_goes_on(
     assert second["digest"] == whole["digest"]
 
 
+@pytest.mark.topic("signals")
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
     tmp_path: pathlib.Path, whole: Any
@@ -92,6 +94,7 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
     assert second["digest"] == whole["digest"]
 
 
+@pytest.mark.topic("kill -9")
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(
     tmp_path: pathlib.Path, whole: Any, tried: Callable[[str, int], None]
@@ -118,6 +121,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         tried("kills", kills)
 
 
+@pytest.mark.topic("signals")
 def test_handlers_are_put_back(tmp_path: pathlib.Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for _ in range(2):
@@ -132,6 +136,7 @@ def test_handlers_are_put_back(tmp_path: pathlib.Path) -> None:
         assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.topic("signals")
 def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -141,6 +146,7 @@ def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.topic("signals")
 def test_another_thread_saves_without_handlers(tmp_path: pathlib.Path) -> None:
     steps = []
 
@@ -154,6 +160,7 @@ def test_another_thread_saves_without_handlers(tmp_path: pathlib.Path) -> None:
     assert steps == [None, 3]
 
 
+@pytest.mark.topic("signals")
 def test_signals_are_read_after_the_step(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +182,7 @@ def test_signals_are_read_after_the_step(
     assert capfd.readouterr().err.count("press Ctrl-C again") == 1
 
 
+@pytest.mark.topic("signals")
 def test_two_ctrl_c_in_a_row_interrupt_a_save_that_hangs_not_the_checkpoints(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_updates_that_are_made_again_are_shown_once(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.topic("kill -9")
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: pathlib.Path) -> None:
     for loss in (1.0, 2.0):
         write = TensorBoard(tmp_path)
@@ -96,6 +97,7 @@ def test_going_back_within_one_process_hides_what_came_after(tmp_path: pathlib.P
     assert shown(tmp_path, "loss") == [(32, 1.0), (64, 20.0)]
 
 
+@pytest.mark.topic("kill -9")
 def test_nothing_waits_in_memory_for_a_kill(tmp_path: pathlib.Path) -> None:
     write = TensorBoard(tmp_path)
     for step in (1, 2, 3):
@@ -103,6 +105,7 @@ def test_nothing_waits_in_memory_for_a_kill(tmp_path: pathlib.Path) -> None:
         assert len(shown(tmp_path, "loss")) == step
 
 
+@pytest.mark.topic("full disks")
 def test_a_refused_write_stops_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import adaoptax
 from adaoptax.loop import BatchLoader, accumulate
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("growth")]
 
 MICRO, LARGEST = 2, 128
 SIZES = [MICRO * k for k in (1, 2, 3, 5, 8, 16, 31, 64)]

@@ -15,7 +15,7 @@ import adaoptax
 from adaoptax import measure
 from adaoptax.loop import Batch, BatchLoader, accumulate
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("devices")]
 
 MICRO, LARGEST = 16, 64
 RNG = np.random.default_rng(2)

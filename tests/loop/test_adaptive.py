@@ -139,6 +139,7 @@ def test_runs_under_the_transfer_guard():
 requirements = st.lists(st.floats(0, 200) | st.sampled_from([INF, NAN, None]), min_size=3)
 
 
+@pytest.mark.topic("resumes")
 @settings(max_examples=150)
 @given(requirements, st.data())
 def test_resume_anywhere_takes_the_same_decisions(required, data):
@@ -196,6 +197,7 @@ def test_the_state_at_the_end_goes_on_in_a_longer_run():
     assert sum(sizes + more) == sum(longer) == 160
 
 
+@pytest.mark.topic("resumes")
 def test_a_finished_run_resumes_where_a_threshold_is_its_last_example():
     schedule = BatchSizeSchedule.parse("0:8 64:16")
     make = lambda: AdaptiveLoop(BatchLoader(np.arange(64), 8, num_epochs=1), schedule)
@@ -269,6 +271,7 @@ def test_batch_and_observation_take_turns():
     next(loop)
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
@@ -289,6 +292,7 @@ def test_refuses_what_is_no_dict_of_numbers(output, error, message):
     loop.observe({"required": 9.0})  # the same step may be told again
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("policy", "error", "message"),
     [
@@ -302,6 +306,7 @@ def test_refuses_a_policy_that_does_not_fit_the_loader(policy, error, message):
         AdaptiveLoop(BatchLoader(np.arange(50), 8, max_batch_size=64), policy)
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("damaged states")
+
 N = 60
 
 

@@ -9,6 +9,8 @@ from jax import NamedSharding, P
 
 from adaoptax.loop import Batch, BatchLoader, check_same_everywhere, data_process, global_batch
 
+pytestmark = pytest.mark.topic("devices")
+
 
 def make_mesh(kind="Auto", **axes):
     types = (getattr(jax.sharding.AxisType, kind),) * len(axes)

@@ -87,6 +87,7 @@ def test_a_new_run_keeps_the_file_of_the_old_one(tmp_path: pathlib.Path) -> None
     assert found == {"records.1.jsonl": 1, "records.2.jsonl": 2, "records.jsonl": 3}
 
 
+@pytest.mark.topic("resumes")
 @pytest.mark.parametrize("restored", range(1, 11))
 @pytest.mark.parametrize("torn", [None, b"", b'{"step": 11, "exa', b"\x00\x00\x00", b"\n\n"])
 def test_a_resumed_file_equals_the_uninterrupted_one(
@@ -172,6 +173,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> type[FullDisk]:
     return FullDisk
 
 
+@pytest.mark.topic("full disks")
 @pytest.mark.parametrize("room", [0, 1, 30, 85, 200])
 def test_a_full_disk_loses_no_line_and_warns_once(
     tmp_path: pathlib.Path, disk: type[FullDisk], room: int
@@ -192,6 +194,7 @@ def test_a_full_disk_loses_no_line_and_warns_once(
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.topic("full disks")
 def test_a_disk_that_stays_full_is_said_at_the_end(
     tmp_path: pathlib.Path, disk: type[FullDisk]
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_disk_that_stays_full_is_said_at_the_end(
     assert read_json_lines(tmp_path / "r.jsonl") == [{"step": 1}]  # and a torn line
 
 
+@pytest.mark.topic("full disks")
 @pytest.mark.parametrize("restored", range(1, 7))
 def test_a_resume_on_a_full_disk_keeps_what_waits_in_memory(
     tmp_path: pathlib.Path, disk: type[FullDisk], restored: int
@@ -236,6 +240,7 @@ while True:
 """
 
 
+@pytest.mark.topic("kill -9")
 def test_a_kill_loses_no_line_that_was_written(
     tmp_path: pathlib.Path, tried: Callable[[str, int], None]
 ) -> None:

@@ -14,6 +14,8 @@ from test_loader_processes import assemble
 
 from adaoptax.loop import BatchLoader, epoch_permutation
 
+pytestmark = pytest.mark.topic("dropped loaders")
+
 STEPS = 25
 
 

@@ -221,6 +221,7 @@ def drain(loader, rng):
     raise AssertionError("the same error again and again")
 
 
+@pytest.mark.topic("faulty sources")
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_source_loses_nothing(prefetch, seed):
@@ -232,6 +233,7 @@ def test_failing_source_loses_nothing(prefetch, seed):
     assert delivered == order(53, seed, 2)
 
 
+@pytest.mark.topic("faulty sources")
 @pytest.mark.parametrize("seed", range(5))
 def test_failing_iterator_loses_nothing(seed):
     fault = Sometimes(0.2, seed)
@@ -241,6 +243,7 @@ def test_failing_iterator_loses_nothing(seed):
     assert delivered == list(range(203))
 
 
+@pytest.mark.topic("faulty sources")
 def test_failing_grain_pipeline_loses_nothing():
     fault = Sometimes(0.02)
     dataset = grain.MapDataset.range(101).map(lambda i: fault(i) or i).batch(4).to_iter_dataset()
@@ -251,6 +254,7 @@ def test_failing_grain_pipeline_loses_nothing():
     del loader
 
 
+@pytest.mark.topic("faulty sources")
 def test_state_can_be_saved_while_the_source_fails():
     fault = Sometimes(1.0)
     loader = BatchLoader(Examples(range(20), fault), 4)

@@ -8,6 +8,8 @@ from fake_sources import Examples, StateDict, cut
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("processes")
+
 COUNTS = (1, 2, 4)
 
 
@@ -27,6 +29,7 @@ def assemble(batches, micro):
     return leaf.reshape(-1, *leaf.shape[2:]), mask.reshape(-1)
 
 
+@pytest.mark.topic("other layouts")
 @pytest.mark.parametrize("before", COUNTS)
 @pytest.mark.parametrize("after", COUNTS)
 def test_an_iterator_continues_on_another_number_of_processes(before, after):

@@ -117,6 +117,7 @@ def changed(state, path, value):
     return state
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -155,6 +156,7 @@ def test_refuses_damaged_and_foreign_states(path, value, message):
     np.testing.assert_equal(next(loader)._asdict(), next(untouched)._asdict())
 
 
+@pytest.mark.topic("damaged states")
 def test_refuses_other_data_of_the_same_length():
     state = BatchLoader(np.arange(50), 5).get_state()
     BatchLoader(np.arange(50), 5).set_state(state)
@@ -201,6 +203,7 @@ class Careless(StateDict):
         super().load_state_dict(state)
 
 
+@pytest.mark.topic("damaged states")
 def test_refuses_a_state_that_an_iterator_does_not_take():
     loader = BatchLoader(Careless(cut(arrays(), 4)), 4)
     expected = take(BatchLoader(micro_batches(), 4), [8, 8])

@@ -147,6 +147,7 @@ def test_refused_updates_change_nothing(arguments, message):
     assert policy.get_state() == before
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -170,6 +171,7 @@ def test_refuses_damaged_and_foreign_states(change, message):
     assert policy.get_state() == before
 
 
+@pytest.mark.topic("damaged states")
 @pytest.mark.parametrize("key", sorted(GrowthPolicy(1, 2).get_state()))
 def test_names_the_missing_key(key):
     state = GrowthPolicy(1, 2).get_state()

@@ -8,6 +8,8 @@ from test_loader_resume import SIZES, check_growth_and_resume
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("real sources")
+
 N = 43
 X = np.repeat(np.arange(N, dtype=np.float32)[:, None], 2, axis=1)
 

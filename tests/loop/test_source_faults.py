@@ -9,6 +9,8 @@ from fake_sources import Examples, GetState, once
 
 from adaoptax.loop import BatchLoader
 
+pytestmark = pytest.mark.topic("faulty sources")
+
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Bytes(GetState):
         self.place = int(state)
 
 
+@pytest.mark.topic("real sources")
 @pytest.mark.parametrize(
     ("source", "leaves"),
     [

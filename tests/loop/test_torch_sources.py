@@ -17,7 +17,10 @@ torch: Any = pytest.importorskip("torch")
 torch_data: Any = pytest.importorskip("torch.utils.data")
 stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    pytest.mark.topic("real sources"),
+]
 
 
 class Pairs(torch_data.Dataset):

@@ -10,6 +10,8 @@ from adaoptax.measure import groups
 from adaoptax.measure.control_flow import loop_of_groups
 from adaoptax.measure.loss import describe_loss
 
+pytestmark = pytest.mark.topic("transformations of JAX")
+
 
 def dense(params, batch):
     return jnp.mean(jnp.tanh(batch @ params) ** 2)

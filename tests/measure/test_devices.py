@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("devices")]
 
 TENSOR = {"a": P(None, "model"), "b": P("model"), "c": P("model")}
 LAST_LAYER = {"a": P(), "b": P(), "c": P(None, "model")}  # no ambiguous contraction

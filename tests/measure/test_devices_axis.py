@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("devices")]
 
 
 def on_axis(fn: Any, *args: Any) -> Any:

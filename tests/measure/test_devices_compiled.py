@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 import adaoptax
 from adaoptax import measure
 
+pytestmark = pytest.mark.topic("devices")
+
 COLLECTIVE = re.compile(
     r"= (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("

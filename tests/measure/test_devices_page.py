@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.topic("devices")
+
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "devices.md"
 
 

@@ -26,7 +26,7 @@ from adaoptax import value_grad_and_stats
 from adaoptax.measure import devices, every, fsdp, gather, groups, inner_products
 from adaoptax.stats import is_measured
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("devices")]
 
 
 def whole_batch():

@@ -19,7 +19,7 @@ from numpy_reference import (
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, per_example
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("transformations of JAX")]
 
 ROWS = 8
 METHODS = [

@@ -21,7 +21,7 @@ from numpy_reference import (
 from adaoptax import signal, value_grad_and_stats
 from adaoptax.measure import exact, groups, per_example
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("padding")]
 
 ALL = ("norm", "inner", "coordinate")
 ROWS = 12

@@ -129,6 +129,7 @@ def test_as_a_lower_bound_the_noise_may_ask_for_more(name):
     assert any(size > low for size, low in zip(sizes[:-1], least[:-1], strict=True))
 
 
+@pytest.mark.topic("resumes")
 @pytest.mark.parametrize("name", RULES)
 def test_a_resumed_run_has_the_same_sizes_rates_and_stages(name):
     rule = RULES[name]

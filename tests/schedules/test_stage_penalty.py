@@ -166,6 +166,7 @@ def test_more_examples_than_any_clock_counts_are_never_reached():
     assert int(state.stage_index) == 0
 
 
+@pytest.mark.topic("resumes")
 def test_a_resume_in_the_middle_of_a_stage_goes_on_as_before():
     tx = optax.chain(add_stage_penalty(STAGES, 0.7), optax.sgd(0.1))
     expected, _ = run(tx)

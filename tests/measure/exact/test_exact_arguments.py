@@ -15,6 +15,8 @@ from adaoptax.measure.exact.arguments import (
 )
 from adaoptax.measure.rows import check_two
 
+pytestmark = pytest.mark.topic("mixing losses")
+
 
 @pytest.mark.parametrize(
     ("leaf", "dtype"),

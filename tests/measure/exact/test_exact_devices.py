@@ -30,7 +30,7 @@ from device_problem import (
     put,
 )
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("devices")]
 
 
 @pytest.mark.parametrize(("kind", "shards"), [(EXPLICIT, None), (AUTO, None), (AUTO, 1), (AUTO, 2)])

@@ -12,6 +12,8 @@ from reference import row_gradients, statistics
 
 from adaoptax import measure, value_grad_and_stats
 
+pytestmark = pytest.mark.topic("transformations of JAX")
+
 ALL = ("norm", "inner", "coordinate")
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(6, 4, 3)).astype(np.float32)

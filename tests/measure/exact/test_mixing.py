@@ -14,6 +14,8 @@ from adaoptax.measure.exact.dependence.walk import Different
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
 from adaoptax.measure.loss import describe_loss
 
+pytestmark = pytest.mark.topic("mixing losses")
+
 ROWS = 6
 PARAMS = jnp.linspace(-1, 1, 40).reshape(8, 5)
 BATCH = {

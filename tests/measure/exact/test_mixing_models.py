@@ -12,7 +12,7 @@ from flax import nnx
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
 from adaoptax.measure.loss import describe_loss
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.topic("mixing losses")]
 
 ROWS, CLASSES = 4, 5
 KEY = jax.random.key(0)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from adaoptax.measure.exact.mixing import check_separable
 from adaoptax.measure.loss import describe_loss
 
+pytestmark = pytest.mark.topic("random programs")
+
 ROWS, WIDTH = 4, 3
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(WIDTH, WIDTH))

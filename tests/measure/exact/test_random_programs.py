@@ -16,6 +16,8 @@ from reference import assert_moments, row_gradients
 
 from adaoptax import measure
 
+pytestmark = pytest.mark.topic("random programs")
+
 ALL = ("norm", "inner", "coordinate")
 B, T, D, WORDS = 5, 3, 4, 6
 

@@ -21,6 +21,8 @@ from zoo import ENTRIES, Entry
 
 from adaoptax import measure, value_grad_and_stats
 
+pytestmark = pytest.mark.topic("model zoo")
+
 ALL = ("norm", "inner", "coordinate")
 SUBSETS = [names for n in range(4) for names in itertools.combinations(ALL, n)]
 
