@@ -13,7 +13,7 @@ from adaoptax.measure.devices import Devices
 from adaoptax.measure.directional import products_of_rows
 from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.measured import RowMoments, measure_rows
+from adaoptax.measure.exact.row_moments import RowMoments, measure_rows
 from adaoptax.measure.loss import Loss, Measured, make_loss
 from adaoptax.measure.moments import (
     STATISTICS,
