@@ -10,13 +10,13 @@ receives inputs :math:`X_i` and output cotangents :math:`D_i`, and adds up
 
 So, for any loss that JAX can trace:
 
-    loss of one example              trace.py        a jaxpr: one row in, one number out
+    loss of one example              row_moments.py  a jaxpr: one row in, one number out
       |
     plan                             planning.py     which equation consumes which parameter,
       |                              rules/          and by which rule
     walk                             walk.py         evaluates the jaxpr with the examples on axis 0
       |                                              of all data; parameters stay as they are
-    value_and_grad                   measured.py     of the mean, in parameters and carriers
+    value_and_grad                   row_moments.py  of the mean, in parameters and carriers
       |
     statistics                       method.py       GradientStats
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.control_flow import loop_of_groups
 from adaoptax.measure.exact.clusters import Cluster, arrange
+from adaoptax.measure.exact.cost import count_flops
 from adaoptax.measure.exact.expressions import Leaf
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.flops import count_flops
 from adaoptax.measure.exact.planning import Plan, Root, make_plan
+from adaoptax.measure.exact.row_moments import trace_example
 from adaoptax.measure.exact.sums import forms_at_once
-from adaoptax.measure.exact.trace import trace_example
 from adaoptax.measure.loss import Loss, describe_loss
 from adaoptax.measure.moments import STATISTICS, check_statistics
 from adaoptax.measure.rows import count_rows

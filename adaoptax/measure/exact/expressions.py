@@ -8,8 +8,8 @@ expression came from them, and its transpose leads back.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ _ISOMETRIES = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Expression:
-    """A value that no example changes.
+    """A value computed from parameters and constants alone, the same for all examples.
 
     Attributes:
         aval: Its shape and dtype.
@@ -47,7 +47,7 @@ class Expression:
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """The number of its entries."""
         return math.prod(self.aval.shape)
 
 
@@ -142,29 +142,45 @@ def is_isometry(eqn: Any) -> bool:
 
 def isometric_leaf(expression: Expression) -> Leaf | None:
     """The parameter that `expression` is a rearranged part of, if it is one."""
-    while (operand := _rearranged(expression)) is not None:
-        expression = operand
-    return expression if isinstance(expression, Leaf) else None
+    scaled = any(step.scales for step in _steps(expression))
+    return None if scaled else similar_leaf(expression)
 
 
 def similar_leaf(expression: Expression) -> Leaf | None:
     """The parameter that `expression` is `multiple` times a rearranged part of, if it is one."""
-    while (operand := _rearranged(expression) or _scaled(expression)) is not None:
+    first = ([expression] + [step.operand for step in _steps(expression)])[-1]
+    return first if isinstance(first, Leaf) else None
+
+
+class _Step(NamedTuple):
+    """An `output` that is its `operand` rearranged, or times a number if it `scales`."""
+
+    output: Apply
+    operand: Expression
+    scales: bool
+
+
+def _steps(expression: Expression) -> list[_Step]:
+    """The steps from `expression` back to its `similar_leaf`, or as far as they go."""
+    steps: list[_Step] = []
+    while isinstance(expression, Apply):
+        rearranged, scaled = _rearranged(expression), _scaled(expression)
+        operand = rearranged or scaled
+        if operand is None:
+            break
+        steps.append(_Step(expression, operand, rearranged is None))
         expression = operand
-    return expression if isinstance(expression, Leaf) else None
+    return steps
 
 
-def _rearranged(expression: Expression) -> Expression | None:
+def _rearranged(expression: Apply) -> Expression | None:
     """What `expression` is an isometry of."""
-    if not (isinstance(expression, Apply) and is_isometry(expression.eqn)):
-        return None
-    return expression.inputs[0] if expression.inputs[0].leaves else None
+    moves = is_isometry(expression.eqn) and expression.inputs[0].leaves
+    return expression.inputs[0] if moves else None
 
 
-def _scaled(expression: Expression) -> Expression | None:
+def _scaled(expression: Apply) -> Expression | None:
     """What `expression` is a multiple of, by one number through which no gradient flows."""
-    if not isinstance(expression, Apply):
-        return None
     name = expression.eqn.primitive.name
     which = [i for i, x in enumerate(expression.inputs) if x.leaves]
     if len(which) != 1 or not (name == "mul" or (name in ("div", "neg") and which == [0])):
@@ -178,14 +194,12 @@ def _scaled(expression: Expression) -> Expression | None:
 def multiple(expression: Expression, values: Mapping[Any, Any]) -> Any:
     """The number that `expression` is times its rearranged `similar_leaf`; None for one."""
     number = None
-    while isinstance(expression, Apply):
-        operand = _scaled(expression)
-        if operand is not None:
+    for output, operand, scales in _steps(expression):
+        if scales:
             one = jnp.ones([], operand.aval.dtype)
-            inputs = [one if x is operand else evaluate([x], values)[0] for x in expression.inputs]
-            (times,) = equation_function([expression.eqn])(*_distinct(expression.eqn, inputs))
+            inputs = [one if x is operand else evaluate([x], values)[0] for x in output.inputs]
+            (times,) = _results(output.eqn, inputs)
             number = times if number is None else number * times
-        expression = operand or expression.inputs[0]
     return number
 
 
@@ -199,7 +213,7 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
         assert isinstance(x, Apply)
         key = (id(x.eqn), *(id(y) for y in x.inputs))
         if key not in done:
-            done[key] = equation_function([x.eqn])(*_distinct(x.eqn, map(value, x.inputs)))
+            done[key] = _results(x.eqn, map(value, x.inputs))
         return done[key][x.index]
 
     return [value(x) for x in expressions]
@@ -207,27 +221,17 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
 
 def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
     """The entries of an `array` of any dtype that `expression` has of its `similar_leaf`."""
-    if isinstance(expression, Leaf):
-        return array
-    if (operand := _scaled(expression)) is not None:
-        return rearrange(operand, array, values)
-    assert isinstance(expression, Apply)
-    eqn, (first, *others) = expression.eqn, expression.inputs
-    array = rearrange(first, array, values)
-    if eqn.primitive.name == "convert_element_type":
-        return array
-    operands = [array, *evaluate(others, values)]
-    return equation_function([eqn])(*_distinct(eqn, operands))[expression.index]
+    for output, _, scales in reversed(_steps(expression)):
+        if not scales and output.eqn.primitive.name != "convert_element_type":
+            operands = [array, *evaluate(output.inputs[1:], values)]
+            array = _results(output.eqn, operands)[output.index]
+    return array
 
 
 def indices_of(expression: Expression) -> list[Expression]:
     """What `rearrange` reads beside the array: the indices of slices."""
-    found: list[Expression] = []
-    while isinstance(expression, Apply):
-        operand = _scaled(expression)
-        found += () if operand else expression.inputs[1:]
-        expression = operand or expression.inputs[0]
-    return found
+    moves = [step.output for step in _steps(expression) if not step.scales]
+    return [index for output in moves for index in output.inputs[1:]]
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:
@@ -245,10 +249,24 @@ def constants_of(expressions: Sequence[Expression]) -> list[Constant]:
     return [x for x in found if isinstance(x, Constant)]
 
 
-def _distinct(eqn: Any, values: Any) -> list[Any]:
-    """One value for each distinct variable among the inputs of `eqn`."""
+def by_variable(eqn: Any, values: Iterable[Any]) -> dict[Any, Any]:
+    """The values of an equation's operands, by variable; literals need none."""
     pairs = zip(eqn.invars, values, strict=True)
-    return list({v: x for v, x in pairs if not isinstance(v, jex.Literal)}.values())
+    return {v: x for v, x in pairs if not isinstance(v, jex.Literal)}
+
+
+def _results(eqn: Any, values: Iterable[Any]) -> list[Any]:
+    """The results of one equation, from the values of its operands."""
+    return equation_function([eqn])(*by_variable(eqn, values).values())
+
+
+def reached(eqns: Sequence[Any], variables: Iterable[Any]) -> set[Any]:
+    """`variables` and all that `eqns`, in order, compute from them."""
+    found = set(variables)
+    for eqn in eqns:
+        if any(v in found for v in eqn.invars if not isinstance(v, jex.Literal)):
+            found.update(eqn.outvars)
+    return found
 
 
 def input_variables(eqns: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ Every rule brings the gradients g_b of a parameter, seen as [N, I, O], in one of
     Patches   the same, X_b being cut     rules/convolution.py
               out of an image when needed
     Rows      g_b[id_t] += D_b[t]         rules/embedding.py
-    Full      g_b = D_b                   rules/expand.py: biases, scales, unknown operations
+    Full      g_b = D_b                   here: biases, scales, unknown operations
 
 The cotangents of complex parameters are not conjugated, so that ⟨a, b⟩ is Re Σ a b*.
 """
@@ -34,8 +34,13 @@ class Want(NamedTuple):
         """Those that are named."""
         return cls(*(name in statistics for name in cls._fields))
 
+    @property
+    def squares(self) -> bool:
+        """Whether any sum of squares is wanted."""
+        return self.norm or self.coordinate
 
-class Moments(NamedTuple):
+
+class FactorSums(NamedTuple):
     """Sums over examples b of their gradients of one parameter.
 
     Attributes:
@@ -50,19 +55,23 @@ class Moments(NamedTuple):
 
 
 class Factor:
-    """Gradients of B examples (or groups of them), on axis 0 of every array."""
+    """Gradients of B examples (or groups of them), on axis 0 of every array.
+
+    By default axis 1 holds parts whose gradients add up, such as the positions of a sequence.
+    """
 
     def gradient(self) -> jax.Array:
         """[N, I, O]: the gradient of one example, from a factor without the leading axis."""
         raise NotImplementedError
 
     def turned(self) -> Self:
-        """The same for turns of a scan, stacked on axis 0 before the examples: summed."""
-        raise NotImplementedError
+        """The sums over the turns of a scan, which are stacked on axis 0 before the examples."""
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+        return jax.tree.map(join, self)
 
     def merged(self, size: int) -> Self:
         """The gradients of groups of `size` examples in a row, summed."""
-        raise NotImplementedError
+        return jax.tree.map(lambda x: x.reshape(-1, size * x.shape[1], *x.shape[2:]), self)
 
     def scaled(self, weight: jax.Array) -> Self:
         """Every g_b times its `weight` [B], or times one number []."""
@@ -77,8 +86,14 @@ class Factor:
         """Σ g_b."""
         raise NotImplementedError
 
-    def moments(self, want: Want, weight: jax.Array) -> Moments:
-        """Sums over examples; by default one example after the other, with one gradient alive."""
+    def sums(self, want: Want, weight: jax.Array) -> FactorSums:
+        """Sums over examples, with the weights [B] of their squares."""
+        if not want.squares:
+            return FactorSums(self.total(), None, None)
+        return self.square_sums(want, weight)
+
+    def square_sums(self, want: Want, weight: jax.Array) -> FactorSums:
+        """`sums` where squares are wanted; by default with one gradient alive at a time."""
         return sum_over_examples(self, want, weight)
 
     def inner(self, other: jax.Array) -> jax.Array:
@@ -90,7 +105,7 @@ class Factor:
         return self.inner(total)
 
 
-def sum_over_examples(factor: Factor, want: Want, weight: jax.Array) -> Moments:
+def sum_over_examples(factor: Factor, want: Want, weight: jax.Array) -> FactorSums:
     """Forms one gradient after the other: the work of Σ g_b, and one buffer of its size."""
     one = jax.eval_shape(lambda f: f.gradient(), jax.tree.map(lambda x: x[0], factor))
     real = jnp.finfo(one.dtype).dtype
@@ -107,10 +122,47 @@ def sum_over_examples(factor: Factor, want: Want, weight: jax.Array) -> Moments:
 
     start = (zeros(one.dtype), zeros(real) if want.coordinate else None)
     (total, squares), sq_norms = jax.lax.scan(step, start, (factor, weight))
-    return Moments(total, sq_norms, squares)
+    return FactorSums(total, sq_norms, squares)
 
 
-def wide(x: jax.Array) -> Any:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Full(Factor):
+    """Gradients as they are.
+
+    Attributes:
+        d: [B, P], of a parameter seen as [1, 1, P].
+    """
+
+    d: jax.Array
+
+    def gradient(self) -> jax.Array:
+        return _tree.widen(self.d)[None, None]
+
+    def total(self) -> jax.Array:
+        # A product with ones runs on the matrix unit.
+        d = _tree.widen(self.d)
+        return (jnp.ones(d.shape[0], d.dtype) @ d)[None, None]
+
+    def merged(self, size: int) -> Self:
+        d = _tree.widen(self.d)
+        return dataclasses.replace(self, d=d.reshape(-1, size, d.shape[-1]).sum(1))
+
+    def square_sums(self, want: Want, weight: jax.Array) -> FactorSums:
+        d = _tree.widen(self.d)
+        squares = _tree.squared_modulus(d)
+        return FactorSums(
+            # Beside the other sums over examples XLA forms no copy for this one.
+            jnp.sum(d, axis=0)[None, None] if want.coordinate else self.total(),
+            jnp.sum(squares, axis=1) if want.norm else None,
+            jnp.sum(weight[:, None] * squares, axis=0)[None, None] if want.coordinate else None,
+        )
+
+    def inner(self, other: jax.Array) -> jax.Array:
+        return jnp.real(_tree.widen(self.d) @ jnp.conj(other[0, 0]))
+
+
+def wide(x: Any) -> Any:
     """The dtype in which products of `x` are summed: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
 

@@ -12,7 +12,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure.devices import Devices
 from adaoptax.measure.exact.arguments import check_group_size, check_probe_size
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.measured import RowMoments, measure_rows
+from adaoptax.measure.exact.row_moments import RowMoments, measure_rows
 from adaoptax.measure.loss import Loss, Measured, describe_loss
 from adaoptax.measure.moments import (
     STATISTICS,

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.dependence.propagate import Different, propagate
 from adaoptax.measure.exact.dependence.value import FIXED, Value
-from adaoptax.measure.exact.dependence.walk import Different, walk
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.rows import count_rows
 
@@ -92,7 +92,7 @@ def dependence(small: Any, large: Any, num_params: int) -> Value:
     """
     data = Value(rows=frozenset([0]))
     inputs = len(small.jaxpr.invars)
-    return walk(small, large, [FIXED] * num_params + [data] * (inputs - num_params))[0]
+    return propagate(small, large, [FIXED] * num_params + [data] * (inputs - num_params))[0]
 
 
 def _wrong_length(error: Exception, num_rows: int, args: tuple) -> str:

@@ -26,6 +26,7 @@ from adaoptax.measure.exact.expressions import (
     constant,
     isometric_leaf,
     leaf,
+    reached,
     unsettled,
 )
 from adaoptax.measure.exact.rules.rule import Rule
@@ -312,10 +313,8 @@ def _carried(body: Any, changes: Sequence[bool], num_consts: int, num_carry: int
     """`changes` (which inputs differ between examples), after any number of turns."""
     changes = list(changes)
     while True:
-        differs = {v for v, change in zip(body.invars, changes, strict=True) if change}
-        for eqn in body.eqns:
-            if any(v in differs for v in eqn.invars if not isinstance(v, jex.Literal)):
-                differs.update(eqn.outvars)
+        differ = [v for v, change in zip(body.invars, changes, strict=True) if change]
+        differs = reached(body.eqns, differ)
         after = list(changes)
         for i, v in enumerate(body.outvars[:num_carry]):
             after[num_consts + i] |= not isinstance(v, jex.Literal) and v in differs

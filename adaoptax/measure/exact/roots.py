@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from adaoptax.measure.exact.clusters import arrange
 from adaoptax.measure.exact.expressions import Place, constants_of
-from adaoptax.measure.exact.factors import Factor
+from adaoptax.measure.exact.factors import Factor, Full
 from adaoptax.measure.exact.planning import Root, Site
-from adaoptax.measure.exact.rules.expand import Full
 from adaoptax.measure.exact.sums import Setting, sums_of_factors, sums_of_gradients
 from adaoptax.measure.varying import vary_like
 

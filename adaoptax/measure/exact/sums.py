@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax.measure.exact.clusters import Arrangement, Cluster
 from adaoptax.measure.exact.expressions import evaluate, multiple, rearrange
-from adaoptax.measure.exact.factors import Factor, Want, real_dot
+from adaoptax.measure.exact.factors import Factor, Want, real_dot, wide
 from adaoptax.measure.exact.planning import Root, Site
 from adaoptax.measure.varying import vary_like
 
@@ -48,8 +48,8 @@ class Setting:
         return factor if self.group_size == 1 else factor.merged(self.group_size)
 
 
-class Sums(NamedTuple):
-    """What a root brings, for n measured groups; lists have one entry a parameter.
+class RootSums(NamedTuple):
+    """The sums of a root, for n measured groups; lists have one entry a parameter.
 
     Attributes:
         totals: Gradients.
@@ -91,7 +91,7 @@ def sums_of_factors(
     factors: Sequence[Factor],
     values: Values,
     weight: jax.Array,
-) -> Sums:
+) -> RootSums:
     r"""Sums where no gradient has to be formed.
 
     Group j has the gradient :math:`h_j + \sum_k s_{jk} R_k`: the clusters bring :math:`h_j`, which
@@ -109,14 +109,14 @@ def sums_of_factors(
     for cluster in arrangement.clusters:
         whole = cluster.factor(list(map(of_parameter, cluster.sites)))
         parts.append(_Part(cluster, whole, setting.measured(whole), values))
-    moments = [part.measured.moments(want, weight) for part in parts]
+    moments = [part.measured.sums(want, weight) for part in parts]
     penalties = [setting.measured(of_site[site]) for site in arrangement.penalties]
     all_penalties = [of_site[site].total().reshape(()) for site in arrangement.penalties]
     fixed = _penalty_gradients(arrangement, root, values)
 
     def restored(arrays: Sequence[Any]) -> list[jax.Array]:
         """Sums for each parameter of one array for each cluster."""
-        sums = [jnp.zeros(leaf.aval.shape, _wide(leaf)) for leaf in root.leaves]
+        sums = [jnp.zeros(leaf.aval.shape, wide(leaf.aval)) for leaf in root.leaves]
         for part, array in zip(parts, arrays, strict=True):
             i = root.leaves.index(part.cluster.leaf)
             sums[i] = sums[i] + part.restored(array)
@@ -158,7 +158,7 @@ def sums_of_factors(
         inner = parts[0].measured.inner_with_total(moments[0].total) if alone else along(totals)
         for scale, gradient in zip(scales, fixed, strict=True):
             inner = inner + scale * dot(gradient, totals)
-    return Sums(totals, sq_norms, inner, squares)
+    return RootSums(totals, sq_norms, inner, squares)
 
 
 def _penalty_gradients(
@@ -181,10 +181,10 @@ def sums_of_gradients(
     factors: Sequence[Factor],
     values: Values,
     weight: jax.Array,
-) -> Sums:
-    """Sums of gradients that are formed, one group after the other: exact for all that is linear.
+) -> RootSums:
+    """Sums of gradients that are formed, one group after the other.
 
-    Used where parameters are normalised, multiplied with each other, or used in ways that overlap.
+    For parameters that are normalised, multiplied with each other, or used in overlapping ways.
     """
     want = setting.want
     parameters = [values[leaf] for leaf in root.leaves]
@@ -221,7 +221,7 @@ def sums_of_gradients(
     if want.inner:
         along = lambda one: sum(map(real_dot, gradient(one), totals))
         inner = jax.lax.map(along, measured, batch_size=forms_at_once(root, len(weight)))
-    return Sums(totals, sq_norms, inner, squares)
+    return RootSums(totals, sq_norms, inner, squares)
 
 
 def _add_up(fn: Any, root: Root, xs: Any) -> tuple:
@@ -248,7 +248,3 @@ def forms_at_once(root: Root, number: int) -> int:
     """How many of `number` gradients are formed at the same time."""
     size = 4 * number * sum(leaf.size for leaf in root.leaves)
     return number if size <= _AT_ONCE_BYTES else 1
-
-
-def _wide(leaf: Any) -> Any:
-    return jnp.promote_types(leaf.aval.dtype, jnp.float32)

@@ -17,13 +17,15 @@ from jax.extend import core as jex
 from adaoptax.measure.equations import Parameters, read_scan
 from adaoptax.measure.exact.expressions import (
     Place,
+    by_variable,
     equation_function,
     input_variables,
     is_isometry,
+    reached,
 )
 from adaoptax.measure.exact.planning import Plan, Root, called, rematerialised
 from adaoptax.measure.exact.roots import Carriers, open_root
-from adaoptax.measure.exact.rules.expand import expand
+from adaoptax.measure.exact.rules.rule import expand
 from adaoptax.measure.exact.sums import Setting
 
 
@@ -174,11 +176,11 @@ class _Walker:
             w, x = values[rule.position], values[1 - rule.position]
             return [Batched(rule(x.value, w.value, self.slots[here]))]
         values = [self.batched(x) if isinstance(x, Parameter) else x for x in values]
-        return _evaluate([eqn], eqn.outvars, _by_variable(eqn, values))
+        return _evaluate([eqn], eqn.outvars, by_variable(eqn, values))
 
     def parameters_only(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Any]:
         """Evaluates an equation without data; the repeated values take the same way."""
-        pick = lambda choose: _by_variable(
+        pick = lambda choose: by_variable(
             eqn, [choose(x) if isinstance(x, Parameter) else x for x in values]
         )
         outputs = _evaluate([eqn], eqn.outvars, pick(lambda x: x.value))
@@ -259,11 +261,6 @@ def _readers(jaxpr: Any) -> dict[Any, set[int]]:
     return readers
 
 
-def _by_variable(eqn: Any, values: Sequence[Any]) -> dict[Any, Any]:
-    pairs = zip(eqn.invars, values, strict=True)
-    return {v: x for v, x in pairs if not isinstance(v, jex.Literal)}
-
-
 def _evaluate(eqns: Sequence[Any], outputs: Sequence[Any], env: dict) -> list[Any]:
     """`outputs` of equations on plain and batched values."""
     inputs = input_variables(eqns)
@@ -273,10 +270,7 @@ def _evaluate(eqns: Sequence[Any], outputs: Sequence[Any], env: dict) -> list[An
     call = equation_function(eqns, outputs)
     if all(axis is None for axis in axes):
         return list(call(*plain))
-    differs = {v for v, axis in zip(inputs, axes, strict=True) if axis == 0}
-    for eqn in eqns:
-        if any(v in differs for v in eqn.invars if not isinstance(v, jex.Literal)):
-            differs.update(eqn.outvars)
+    differs = reached(eqns, [v for v, axis in zip(inputs, axes, strict=True) if axis == 0])
     out_axes = [0 if v in differs else None for v in outputs]
     results = jax.vmap(call, axes, out_axes)(*plain)
     return [Batched(x) if axis == 0 else x for x, axis in zip(results, out_axes, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adaoptax.measure.exact.dependence.walk import Different
+from adaoptax.measure.exact.dependence.propagate import Different
 from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
 from adaoptax.measure.loss import describe_loss
 

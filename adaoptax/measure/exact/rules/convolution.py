@@ -7,7 +7,7 @@ XLA on CPUs has inside loops, which are twenty times slower than those outside.
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,7 @@ import numpy as np
 from adaoptax import _tree
 from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
-from adaoptax.measure.exact.factors import (
-    Factor,
-    Moments,
-    Want,
-    sum_over_examples,
-)
+from adaoptax.measure.exact.factors import Factor, Want
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
 from adaoptax.measure.varying import vary_like
@@ -46,25 +41,12 @@ class Patches(Factor):
         x, d = jax.vmap(self.rule.patches)(self.x, self.d)
         return Outer(x, d).total()
 
-    def merged(self, size: int) -> Self:
-        return jax.tree.map(lambda x: x.reshape(-1, size * x.shape[1], *x.shape[2:]), self)
-
-    def turned(self) -> Self:
-        """Turns of a scan, stacked on axis 0, become images."""
-        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
-        return jax.tree.map(join, self)
-
     def total(self) -> jax.Array:
         rule = self.rule
         images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self)
         zeros = vary_like(jnp.zeros(rule.parameter.shape, rule.parameter.dtype), images.d)
         (kernel,) = jax.vjp(lambda w: rule.forward(images.x, w), zeros)[1](images.d)
         return rule.canonical(_tree.widen(kernel))
-
-    def moments(self, want: Want, weight: jax.Array) -> Moments:
-        if not (want.norm or want.coordinate):
-            return Moments(self.total(), None, None)
-        return sum_over_examples(self, want, weight)
 
     def inner(self, other: jax.Array) -> jax.Array:
         def of_one(one: "Patches") -> jax.Array:
@@ -140,7 +122,7 @@ class Convolution(Rule):
         entries = math.prod(space) * into * out
         positions = turns * math.prod(self.output.shape) // out
         along = 2.0 * num_examples * positions * entries if want.inner else 0.0
-        if not (want.norm or want.coordinate):
+        if not want.squares:
             return cost.Choice("none", along, 0)
         patches = 4 * positions * math.prod(space) * into * self._groups
         return cost.Choice("scan", 4.0 * num_examples * entries + along, patches + 4 * entries)

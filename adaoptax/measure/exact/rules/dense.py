@@ -18,7 +18,7 @@ from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
 from adaoptax.measure.exact.factors import (
     Factor,
-    Moments,
+    FactorSums,
     Want,
     rows_times,
     sum_over_examples,
@@ -84,15 +84,10 @@ class Outer(Factor):
             return None
         return self.x.reshape(-1, self.sizes.i), self.d.reshape(-1, self.sizes.o)
 
-    def moments(self, want: Want, weight: jax.Array) -> Moments:
+    def square_sums(self, want: Want, weight: jax.Array) -> FactorSums:
         formula = cost.choose(self.sizes, want, jax.default_backend()).formula
-        if formula == "none":
-            return Moments(self.total(), None, None)
-        if formula == "scan":
-            return sum_over_examples(self, want, weight)
-        return {"factors": _by_factors, "gram": _by_gram, "batched": _batched}[formula](
-            self, want, weight
-        )
+        by = {"factors": _by_factors, "gram": _by_gram, "batched": _batched}
+        return by.get(formula, sum_over_examples)(self, want, weight)
 
     def inner(self, other: jax.Array) -> jax.Array:
         formula = cost.choose(self.sizes, _ALL, jax.default_backend()).formula
@@ -120,14 +115,14 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(wide(a), wide(b)))
 
 
-def _by_factors(outer: Outer, want: Want, weight: jax.Array) -> Moments:
+def _by_factors(outer: Outer, want: Want, weight: jax.Array) -> FactorSums:
     lengths = lambda x: jnp.sum(_tree.squared_modulus(x), axis=-1)
     sq_norms = jnp.sum(lengths(outer.x) * lengths(outer.d), (1, 2)) if want.norm else None
-    squares = _square_sums(outer, weight) if want.coordinate else None
-    return Moments(outer.total(), sq_norms, squares)
+    squares = _squares_by_factors(outer, weight) if want.coordinate else None
+    return FactorSums(outer.total(), sq_norms, squares)
 
 
-def _square_sums(outer: Outer, weight: jax.Array) -> jax.Array:
+def _squares_by_factors(outer: Outer, weight: jax.Array) -> jax.Array:
     """Σ w_b |x_b|²ᵀ|d_b|² for T = 1."""
     x, d = _tree.widen(outer.x), rows_times(jnp.sqrt(weight), _tree.widen(outer.d))
     # Squares of small cotangents would underflow. And since the inputs' squares now wait for the
@@ -137,10 +132,10 @@ def _square_sums(outer: Outer, weight: jax.Array) -> jax.Array:
     return Outer(_tree.squared_modulus(x * scale), _tree.squared_modulus(d / scale)).total()
 
 
-def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> Moments:
+def _by_gram(outer: Outer, want: Want, weight: jax.Array) -> FactorSums:
     inputs = _product("bnti,bnsi->bnts", outer.x, jnp.conj(outer.x))
     outputs = _product("bnto,bnso->bnts", outer.d, jnp.conj(outer.d))
-    return Moments(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
+    return FactorSums(outer.total(), jnp.sum(jnp.real(inputs * outputs), (1, 2, 3)), None)
 
 
 def _gradients(outer: Outer) -> jax.Array:
@@ -148,7 +143,7 @@ def _gradients(outer: Outer) -> jax.Array:
     return _product("bnti,bnto->bnio", outer.x, outer.d)
 
 
-def _batched(outer: Outer, want: Want, weight: jax.Array) -> Moments:
+def _batched(outer: Outer, want: Want, weight: jax.Array) -> FactorSums:
     gradients = _gradients(outer)
     flat = gradients.reshape(gradients.shape[0], -1)
     # Sums over examples as products with vectors: BLAS reads the gradients once for each.
@@ -158,7 +153,7 @@ def _batched(outer: Outer, want: Want, weight: jax.Array) -> Moments:
         sq_norms = jnp.real(jax.vmap(jnp.vdot)(flat, flat))
     if want.coordinate:
         squares = (weight @ _tree.squared_modulus(flat)).reshape(gradients.shape[1:])
-    return Moments(total, sq_norms, squares)
+    return FactorSums(total, sq_norms, squares)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

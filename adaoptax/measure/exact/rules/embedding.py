@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
-from adaoptax.measure.exact.factors import Factor, Moments, Want, rows_times, wide
+from adaoptax.measure.exact.factors import Factor, FactorSums, Want, rows_times, wide
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
 
@@ -35,15 +35,6 @@ class Rows(Factor):
         table = jnp.zeros((1, self.num_rows, self.d.shape[-1]), wide(self.d))
         return table.at[0, self.ids].add(self.d.astype(table.dtype))
 
-    def merged(self, size: int) -> Self:
-        join = lambda x: x.reshape(-1, size * x.shape[1], *x.shape[2:])
-        return dataclasses.replace(self, ids=join(self.ids), d=join(self.d))
-
-    def turned(self) -> Self:
-        """Turns of a scan, stacked on axis 0, become further entries."""
-        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
-        return jax.tree.map(join, self)
-
     def joined(self, others: Sequence["Rows"]) -> Self:
         """The sums of the gradients of several uses of one table."""
         join = lambda *xs: jnp.concatenate(xs, axis=1)
@@ -53,9 +44,7 @@ class Rows(Factor):
         flat = Rows(self.ids.reshape(-1), self.d.reshape(-1, self.d.shape[-1]), self.num_rows)
         return flat.gradient()
 
-    def moments(self, want: Want, weight: jax.Array) -> Moments:
-        if not (want.norm or want.coordinate):
-            return Moments(self.total(), None, None)
+    def square_sums(self, want: Want, weight: jax.Array) -> FactorSums:
         d = _tree.widen(self.d)
         same = (self.ids[:, :, None] == self.ids[:, None, :]).astype(d.dtype)
         # Entry t of an example now holds the whole cotangent of the row that it reads.
@@ -65,7 +54,7 @@ class Rows(Factor):
             once = _tree.squared_modulus(summed) / jnp.real(jnp.sum(same, -1))[..., None]
             squares = Rows(self.ids, rows_times(weight, once), self.num_rows).total()
         sq_norms = jnp.real(jnp.sum(summed * jnp.conj(d), (1, 2))) if want.norm else None
-        return Moments(self.total(), sq_norms, squares)
+        return FactorSums(self.total(), sq_norms, squares)
 
     def inner(self, other: jax.Array) -> jax.Array:
         return jnp.real(jnp.sum(jnp.conj(other[0][self.ids]) * self.d, (1, 2)))
@@ -98,7 +87,7 @@ class Embedding(Rule):
     def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
         row = math.prod(self.parameter.shape[1:])
         t = turns * math.prod(self.data.shape)
-        same = 2.0 * num_examples * t * t * row if want.norm or want.coordinate else 0.0
+        same = 2.0 * num_examples * t * t * row if want.squares else 0.0
         return cost.Choice("rows", same, 4 * num_examples * t * (t + row) * bool(same))
 
 
@@ -143,11 +132,9 @@ class Tied(Factor):
     def total(self) -> jax.Array:
         return self.rows.total() + self.outer.total()
 
-    def moments(self, want: Want, weight: jax.Array) -> Moments:
-        rows, outer = self.rows.moments(want, weight), self.outer.moments(want, weight)
+    def square_sums(self, want: Want, weight: jax.Array) -> FactorSums:
+        rows, outer = self.rows.sums(want, weight), self.outer.sums(want, weight)
         total = rows.total + outer.total
-        if not (want.norm or want.coordinate):
-            return Moments(total, None, None)
         # What the product adds to the row that entry t of the embedding reads: [B, T, R].
         ids = self.rows.ids[:, None]
         picked = jnp.take_along_axis(self.outer.x[:, 0], ids, axis=2)
@@ -163,7 +150,7 @@ class Tied(Factor):
             assert rows.squares is not None
             assert outer.squares is not None
             squares = rows.squares + outer.squares + twice.total()
-        return Moments(total, sq_norms, squares)
+        return FactorSums(total, sq_norms, squares)
 
     def inner(self, other: jax.Array) -> jax.Array:
         return self.rows.inner(other) + self.outer.inner(other)

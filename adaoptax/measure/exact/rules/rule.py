@@ -1,4 +1,4 @@
-"""What a rule is: one equation between one parameter and data, whose gradient has factors."""
+"""What a rule is, and the expansion of a parameter that takes its place where there is none."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ class Rule:
         raise NotImplementedError
 
     def slot(self, num_examples: int) -> tuple[jax.Array, jax.Array]:
-        """Zeros of the types of `emit`: what reaches the root as their cotangent."""
+        """Zeros for the batched data operand and output cotangent, which reach the root by them."""
         shape = lambda aval, dtype: jnp.zeros((num_examples, *aval.shape), dtype)
         data = self.data.dtype if jnp.issubdtype(self.data.dtype, jnp.inexact) else jnp.float32
         return shape(self.data, data), shape(self.output, self.output.dtype)
@@ -94,3 +94,24 @@ def _backward(rule: Rule, saved: tuple, d: jax.Array) -> tuple:
 
 
 _tapped.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def expand(value: jax.Array, slot: jax.Array) -> jax.Array:
+    """A parameter repeated for each example of `slot` [B, ...], which receives the cotangents.
+
+    These are the gradients, whatever the model does with the parameter. XLA fuses the repetition,
+    so that biases and scales cost nothing; a large parameter costs a copy for each example.
+    """
+    return jnp.broadcast_to(value, slot.shape)
+
+
+def _expand_forward(value: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return expand(value, slot), value
+
+
+def _expand_backward(value: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros_like(value), cotangent
+
+
+expand.defvjp(_expand_forward, _expand_backward)

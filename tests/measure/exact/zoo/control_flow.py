@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from zoo.entry import ROWS, Draw, Entry, entry, fit
+from zoo.entry import ROWS, Draw, Entry, entry, fit, fitted
 
 
 def by_vmap(one):
@@ -71,34 +71,34 @@ def cond_on_params_and_on_arguments(draw: Draw) -> Entry:
     return Entry(loss_fn, params, batch, args=(jnp.int32(5),))
 
 
-@entry
-def while_on_data(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"w": draw.weight(4, 3), "scale": draw(12)},
+    lambda draw: 4 * draw(ROWS, 4),
+    each=True,
+)
+def while_on_data(p, x):
     """Every example is halved until it is small; no parameter inside the loop."""
 
-    def one(p, x):
-        def halve(carry):
-            x, count = carry
-            return x / 2, count + 1
+    def halve(carry):
+        x, count = carry
+        return x / 2, count + 1
 
-        x, count = jax.lax.while_loop(lambda c: jnp.max(jnp.abs(c[0])) > 0.5, halve, (x, 0))
-        return jnp.tanh(x @ p["w"]) * p["scale"][count]
-
-    params = {"w": draw.weight(4, 3), "scale": draw(12)}
-    return fit(draw, by_vmap(one), params, 4 * draw(ROWS, 4))
+    x, count = jax.lax.while_loop(lambda c: jnp.max(jnp.abs(c[0])) > 0.5, halve, (x, 0))
+    return jnp.tanh(x @ p["w"]) * p["scale"][count]
 
 
-@entry
-def loop_of_data_dependent_depth(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"w": draw.weight(3, 3), "b": draw(3)},
+    lambda draw: {"x": draw(ROWS, 3), "depth": draw.ids(4, ROWS)},
+    each=True,
+)
+def loop_of_data_dependent_depth(p, x):
     """Adaptive computation: a fixed number of turns, of which an example keeps some."""
 
-    def one(p, x):
-        def turn(i, h):
-            return jnp.where(i < x["depth"], jnp.tanh(h @ p["w"] + p["b"]), h)
+    def turn(i, h):
+        return jnp.where(i < x["depth"], jnp.tanh(h @ p["w"] + p["b"]), h)
 
-        return jax.lax.fori_loop(0, 3, turn, x["x"])
-
-    params = {"w": draw.weight(3, 3), "b": draw(3)}
-    return fit(draw, by_vmap(one), params, {"x": draw(ROWS, 3), "depth": draw.ids(4, ROWS)})
+    return jax.lax.fori_loop(0, 3, turn, x["x"])
 
 
 @entry
@@ -139,10 +139,11 @@ softened.defvjp(
 )
 
 
-@entry
-def custom_vjp_of_activations(draw: Draw) -> Entry:
-    params = {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}
-    return fit(draw, lambda p, x: softened(x @ p["in"]) @ p["out"], params, draw(ROWS, 3, 4))
+@fitted(
+    lambda draw: {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, lambda draw: draw(ROWS, 3, 4)
+)
+def custom_vjp_of_activations(p, x):
+    return softened(x @ p["in"]) @ p["out"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -163,11 +164,12 @@ def _own_dense_backward(power, saved, out):
 own_dense.defvjp(_own_dense_forward, _own_dense_backward)
 
 
-@entry
-def custom_vjp_of_parameters(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"own": draw.weight(4, 5), "out": draw.weight(5, 2)}, lambda draw: draw(ROWS, 4)
+)
+def custom_vjp_of_parameters(p, x):
     """The parameter enters the function whose backward pass is the user's own."""
-    params = {"own": draw.weight(4, 5), "out": draw.weight(5, 2)}
-    return fit(draw, lambda p, x: own_dense(x, p["own"], 3) @ p["out"], params, draw(ROWS, 4))
+    return own_dense(x, p["own"], 3) @ p["out"]
 
 
 @entry
@@ -200,37 +202,32 @@ def _swish_jvp(primals, tangents):
     return x * s, by_x * tangents[0] + x**2 * s * (1 - s) * tangents[1]
 
 
-@entry
-def custom_jvp_of_activations_and_parameters(draw: Draw) -> Entry:
-    params = {"w": draw.weight(4, 5), "beta": draw.weight(5), "out": draw.weight(5, 2)}
-
-    def forward(p, x):
-        return swish(swish(x @ p["w"], p["beta"]) @ p["out"], 1.0)
-
-    return fit(draw, forward, params, draw(ROWS, 4))
+@fitted(
+    lambda draw: {"w": draw.weight(4, 5), "beta": draw.weight(5), "out": draw.weight(5, 2)},
+    lambda draw: draw(ROWS, 4),
+)
+def custom_jvp_of_activations_and_parameters(p, x):
+    return swish(swish(x @ p["w"], p["beta"]) @ p["out"], 1.0)
 
 
-@entry
-def implicit_layer(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"a": draw(3, 3) / 3, "c": draw(3)},
+    lambda draw: {"u": draw(ROWS, 3), "b": draw(ROWS, 3)},
+    each=True,
+)
+def implicit_layer(p, x):
     """A linear system for every example, its matrix built from a parameter."""
-
-    def one(p, x):
-        eye = jnp.eye(3, dtype=x["b"].dtype)
-        return jnp.linalg.solve(4 * eye + p["a"] * jnp.outer(x["u"], x["u"]), x["b"] + p["c"])
-
-    params = {"a": draw(3, 3) / 3, "c": draw(3)}
-    return fit(draw, by_vmap(one), params, {"u": draw(ROWS, 3), "b": draw(ROWS, 3)})
+    eye = jnp.eye(3, dtype=x["b"].dtype)
+    return jnp.linalg.solve(4 * eye + p["a"] * jnp.outer(x["u"], x["u"]), x["b"] + p["c"])
 
 
-@entry
-def reductions_and_selections(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(3, 4), "out": draw.weight(4, 4), "b": draw(4)},
+    lambda draw: draw(ROWS, 3, 3),
+)
+def reductions_and_selections(p, x):
     """max, sort, cumulative sums and where between layers."""
-    params = {"in": draw.weight(3, 4), "out": draw.weight(4, 4), "b": draw(4)}
-
-    def forward(p, x):
-        h = x @ p["in"]
-        h = jnp.where(h > 0, h, p["b"] * h)
-        h = jnp.cumsum(jnp.sort(h, axis=1), axis=1) @ p["out"]
-        return jnp.max(h, axis=1) + jax.nn.logsumexp(h, axis=1) + jnp.prod(jnp.tanh(h), axis=1)
-
-    return fit(draw, forward, params, draw(ROWS, 3, 3))
+    h = x @ p["in"]
+    h = jnp.where(h > 0, h, p["b"] * h)
+    h = jnp.cumsum(jnp.sort(h, axis=1), axis=1) @ p["out"]
+    return jnp.max(h, axis=1) + jax.nn.logsumexp(h, axis=1) + jnp.prod(jnp.tanh(h), axis=1)

@@ -1,11 +1,12 @@
 """Convolutions of every kind: strides, dilations, groups, layouts, dimensions."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
+from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit, fitted, with_loss
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 SIGNALS = ("NWC", "WIO", "NWC")
@@ -17,10 +18,67 @@ def conv(x, kernel, strides=(1, 1), padding: Any = "SAME", layout=IMAGES, **opti
     )
 
 
-def one_conv(draw: Draw, kernel: tuple, image: tuple, *args: Any, **options: Any) -> Entry:
+# One convolution each: shapes of the kernel and of the image, and its options.
+CONVOLUTIONS: dict[str, tuple[tuple, tuple, dict[str, Any]]] = {
+    # The last rows and columns of the image meet no window.
+    "conv_valid_stride_with_rest": (
+        (3, 2, 2, 3),
+        (6, 8, 2),
+        {"strides": (2, 3), "padding": "VALID"},
+    ),
+    "conv_asymmetric_padding": (
+        (3, 2, 2, 3),
+        (4, 5, 2),
+        {"strides": (1, 2), "padding": ((2, 0), (1, 3))},
+    ),
+    # Negative padding.
+    "conv_cropped": ((2, 2, 2, 3), (6, 6, 2), {"strides": (1, 1), "padding": ((-1, 0), (1, -2))}),
+    "conv_dilated": (
+        (3, 3, 2, 3),
+        (6, 7, 2),
+        {"strides": (1, 2), "padding": "SAME", "rhs_dilation": (2, 1)},
+    ),
+    "conv_grouped": ((3, 3, 2, 6), (5, 4, 4), {"strides": (2, 1), "feature_group_count": 2}),
+    "conv_depthwise": ((3, 3, 1, 3), (5, 4, 3), {"feature_group_count": 3}),
+    "conv_depthwise_multiplier": (
+        (2, 3, 1, 6),
+        (5, 6, 3),
+        {"strides": (2, 1), "padding": "VALID", "feature_group_count": 3, "rhs_dilation": (1, 2)},
+    ),
+    "conv_input_dilated": (
+        (3, 2, 2, 3),
+        (3, 4, 2),
+        {
+            "strides": (1, 2),
+            "padding": ((2, 1), (0, 2)),
+            "lhs_dilation": (3, 2),
+            "rhs_dilation": (1, 2),
+        },
+    ),
+    # More output positions than a Gram matrix should have.
+    "conv_1d_long": ((3, 1, 2), (150, 1), {"strides": (1,), "layout": SIGNALS}),
+    "conv_3d": (
+        (2, 3, 2, 2, 3),
+        (3, 4, 3, 2),
+        {"strides": (1, 2, 1), "layout": ("NDHWC", "DHWIO", "NDHWC")},
+    ),
+    "conv_channels_first": (
+        (3, 2, 3, 3),
+        (2, 5, 4),
+        {"strides": (1, 2), "layout": ("NCHW", "OIHW", "NCHW")},
+    ),
+}
+
+
+def one_convolution(draw: Draw, name: str) -> Entry:
     """tanh of one convolution."""
-    forward = lambda p, x: jnp.tanh(conv(x, p, *args, **options))
+    kernel, image, options = CONVOLUTIONS[name]
+    forward = lambda p, x: jnp.tanh(conv(x, p, **options))
     return fit(draw, forward, draw.weight(*kernel), draw(ROWS, *image))
+
+
+for name in CONVOLUTIONS:
+    entry(functools.partial(one_convolution, name=name), name)
 
 
 @entry
@@ -43,182 +101,95 @@ def cnn(draw: Draw) -> Entry:
     return Entry(loss_fn, params, {"x": draw(ROWS, 6, 5, 2), "y": draw.ids(3, ROWS)})
 
 
-@entry
-def conv_valid_stride_with_rest(draw: Draw) -> Entry:
-    """The last rows and columns of the image meet no window."""
-    return one_conv(draw, (3, 2, 2, 3), (6, 8, 2), (2, 3), "VALID")
-
-
-@entry
-def conv_asymmetric_padding(draw: Draw) -> Entry:
-    return one_conv(draw, (3, 2, 2, 3), (4, 5, 2), (1, 2), ((2, 0), (1, 3)))
-
-
-@entry
-def conv_cropped(draw: Draw) -> Entry:
-    """Negative padding."""
-    return one_conv(draw, (2, 2, 2, 3), (6, 6, 2), (1, 1), ((-1, 0), (1, -2)))
-
-
-@entry
-def conv_dilated(draw: Draw) -> Entry:
-    return one_conv(draw, (3, 3, 2, 3), (6, 7, 2), (1, 2), "SAME", rhs_dilation=(2, 1))
-
-
-@entry
-def conv_grouped(draw: Draw) -> Entry:
-    return one_conv(draw, (3, 3, 2, 6), (5, 4, 4), (2, 1), feature_group_count=2)
-
-
-@entry
-def conv_depthwise(draw: Draw) -> Entry:
-    return one_conv(draw, (3, 3, 1, 3), (5, 4, 3), feature_group_count=3)
-
-
-@entry
-def conv_depthwise_multiplier(draw: Draw) -> Entry:
-    options = {"feature_group_count": 3, "rhs_dilation": (1, 2)}
-    return one_conv(draw, (2, 3, 1, 6), (5, 6, 3), (2, 1), "VALID", **options)
-
-
-@entry
-def conv_separable(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"depth": draw.weight(3, 3, 1, 3), "point": draw.weight(1, 1, 3, 4), "b": draw(4)},
+    lambda draw: draw(ROWS, 4, 4, 3),
+)
+def conv_separable(p, x):
     """Depthwise, then pointwise."""
-    params = {"depth": draw.weight(3, 3, 1, 3), "point": draw.weight(1, 1, 3, 4), "b": draw(4)}
-
-    def forward(p, x):
-        h = jax.nn.silu(conv(x, p["depth"], feature_group_count=3))
-        return jnp.tanh(conv(h, p["point"]) + p["b"])
-
-    return fit(draw, forward, params, draw(ROWS, 4, 4, 3))
+    h = jax.nn.silu(conv(x, p["depth"], feature_group_count=3))
+    return jnp.tanh(conv(h, p["point"]) + p["b"])
 
 
-@entry
-def conv_transposed(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.tanh(
-        jax.lax.conv_transpose(x, p, (2, 2), "SAME", dimension_numbers=IMAGES)
-    )
-    return fit(draw, forward, draw.weight(3, 3, 2, 3), draw(ROWS, 3, 4, 2))
+@fitted(lambda draw: draw.weight(3, 3, 2, 3), lambda draw: draw(ROWS, 3, 4, 2))
+def conv_transposed(p, x):
+    return jnp.tanh(jax.lax.conv_transpose(x, p, (2, 2), "SAME", dimension_numbers=IMAGES))
 
 
-@entry
-def conv_transposed_flipped_kernel(draw: Draw) -> Entry:
+@fitted(lambda draw: draw.weight(3, 2, 3, 2), lambda draw: draw(ROWS, 3, 4, 2))
+def conv_transposed_flipped_kernel(p, x):
     """``transpose_kernel=True``: the kernel reaches the convolution flipped and swapped."""
-    forward = lambda p, x: jnp.tanh(
+    return jnp.tanh(
         jax.lax.conv_transpose(
             x, p, (2, 1), "VALID", dimension_numbers=IMAGES, transpose_kernel=True
         )
     )
-    return fit(draw, forward, draw.weight(3, 2, 3, 2), draw(ROWS, 3, 4, 2))
 
 
-@entry
-def conv_input_dilated(draw: Draw) -> Entry:
-    options = {"lhs_dilation": (3, 2), "rhs_dilation": (1, 2)}
-    return one_conv(draw, (3, 2, 2, 3), (3, 4, 2), (1, 2), ((2, 1), (0, 2)), **options)
-
-
-@entry
-def conv_1d_causal(draw: Draw) -> Entry:
+@fitted(lambda draw: [draw.weight(2, 3, 3), draw.weight(2, 3, 3)], lambda draw: draw(ROWS, 6, 3))
+def conv_1d_causal(p, x):
     """WaveNet: dilated, padded on the left only."""
-    params = [draw.weight(2, 3, 3), draw.weight(2, 3, 3)]
-
-    def forward(p, x):
-        for level, kernel in enumerate(p):
-            left = ((2**level, 0),)
-            h = conv(x, kernel, (1,), left, SIGNALS, rhs_dilation=(2**level,))
-            x = x + jnp.tanh(h)
-        return x
-
-    return fit(draw, forward, params, draw(ROWS, 6, 3))
+    for level, kernel in enumerate(p):
+        left = ((2**level, 0),)
+        h = conv(x, kernel, (1,), left, SIGNALS, rhs_dilation=(2**level,))
+        x = x + jnp.tanh(h)
+    return x
 
 
-@entry
-def conv_1d_long(draw: Draw) -> Entry:
-    """More output positions than a Gram matrix should have."""
-    return one_conv(draw, (3, 1, 2), (150, 1), (1,), layout=SIGNALS)
-
-
-@entry
-def conv_3d(draw: Draw) -> Entry:
-    layout = ("NDHWC", "DHWIO", "NDHWC")
-    return one_conv(draw, (2, 3, 2, 2, 3), (3, 4, 3, 2), (1, 2, 1), layout=layout)
-
-
-@entry
-def conv_channels_first(draw: Draw) -> Entry:
-    layout = ("NCHW", "OIHW", "NCHW")
-    return one_conv(draw, (3, 2, 3, 3), (2, 5, 4), (1, 2), layout=layout)
-
-
-@entry
-def conv_odd_layouts(draw: Draw) -> Entry:
+@fitted(lambda draw: draw.weight(2, 3, 4, 2), lambda draw: draw(ROWS, 5, 4, 2))
+def conv_odd_layouts(p, x):
     """Input, kernel and output each order their axes differently."""
-
-    def forward(p, x):
-        h = conv(jnp.moveaxis(x, 0, 2), p, (1, 1), "SAME", ("HWNC", "IHOW", "CWNH"))
-        return jnp.tanh(jnp.moveaxis(h, 2, 0))
-
-    return fit(draw, forward, draw.weight(2, 3, 4, 2), draw(ROWS, 5, 4, 2))
+    h = conv(jnp.moveaxis(x, 0, 2), p, (1, 1), "SAME", ("HWNC", "IHOW", "CWNH"))
+    return jnp.tanh(jnp.moveaxis(h, 2, 0))
 
 
-@entry
-def conv_kernel_stored_in_another_shape(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"torch": draw.weight(3, 2, 3, 3), "flat": draw.weight(12, 2)},
+    lambda draw: draw(ROWS, 4, 5, 2),
+)
+def conv_kernel_stored_in_another_shape(p, x):
     """A kernel through transpose and reshape, and one that a dense layer would store."""
-    params = {"torch": draw.weight(3, 2, 3, 3), "flat": draw.weight(12, 2)}
-
-    def forward(p, x):
-        h = jnp.tanh(conv(x, jnp.transpose(p["torch"], (2, 3, 1, 0))))
-        return jnp.tanh(conv(h, p["flat"].reshape(2, 2, 3, 2), (2, 2), "VALID"))
-
-    return fit(draw, forward, params, draw(ROWS, 4, 5, 2))
+    h = jnp.tanh(conv(x, jnp.transpose(p["torch"], (2, 3, 1, 0))))
+    return jnp.tanh(conv(h, p["flat"].reshape(2, 2, 3, 2), (2, 2), "VALID"))
 
 
-@entry
-def conv_scaled_kernel(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"kernel": draw.weight(3, 3, 2, 3), "gain": draw.weight(3)},
+    lambda draw: draw(ROWS, 4, 3, 2),
+)
+def conv_scaled_kernel(p, x):
     """A scale for every output channel, and a fixed blur that wraps around."""
-    params = {"kernel": draw.weight(3, 3, 2, 3), "gain": draw.weight(3)}
-
-    def forward(p, x):
-        around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
-        return jnp.tanh(conv(around, p["kernel"] * p["gain"], padding="VALID"))
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3, 2))
+    around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+    return jnp.tanh(conv(around, p["kernel"] * p["gain"], padding="VALID"))
 
 
-@entry
-def conv_of_every_frame(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"kernel": draw.weight(3, 3, 1, 2), "b": draw(2)},
+    lambda draw: draw(ROWS, 3, 4, 4, 1),
+)
+def conv_of_every_frame(p, x):
     """Video: the frames of an example stand on the batch axis of the convolution."""
-    params = {"kernel": draw.weight(3, 3, 1, 2), "b": draw(2)}
-
-    def forward(p, x):
-        frames = x.reshape(-1, *x.shape[2:])
-        h = jnp.tanh(conv(frames, p["kernel"]) + p["b"])
-        return jnp.mean(h.reshape(*x.shape[:2], *h.shape[1:]), axis=1)
-
-    return fit(draw, forward, params, draw(ROWS, 3, 4, 4, 1))
+    frames = x.reshape(-1, *x.shape[2:])
+    h = jnp.tanh(conv(frames, p["kernel"]) + p["b"])
+    return jnp.mean(h.reshape(*x.shape[:2], *h.shape[1:]), axis=1)
 
 
-@entry
-def conv_of_every_frame_grouped(draw: Draw) -> Entry:
-    def forward(p, x):
-        frames = x.reshape(-1, *x.shape[2:])
-        h = jnp.tanh(conv(frames, p, (2, 1), feature_group_count=2))
-        return h.reshape(*x.shape[:2], *h.shape[1:])
-
-    return fit(draw, forward, draw.weight(3, 2, 1, 4), draw(ROWS, 3, 4, 3, 2))
+@fitted(lambda draw: draw.weight(3, 2, 1, 4), lambda draw: draw(ROWS, 3, 4, 3, 2))
+def conv_of_every_frame_grouped(p, x):
+    frames = x.reshape(-1, *x.shape[2:])
+    h = jnp.tanh(conv(frames, p, (2, 1), feature_group_count=2))
+    return h.reshape(*x.shape[:2], *h.shape[1:])
 
 
-@entry
-def conv_of_one_image_by_vmap(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"kernel": draw.weight(3, 3, 2, 3), "out": draw.weight(3, 2)},
+    lambda draw: draw(ROWS, 4, 5, 2),
+    each=True,
+)
+def conv_of_one_image_by_vmap(p, image):
     """Equinox and Haiku style: the model takes one image without a batch axis."""
-    params = {"kernel": draw.weight(3, 3, 2, 3), "out": draw.weight(3, 2)}
-
-    def one(p, image):
-        h = jnp.tanh(conv(image[None], p["kernel"], (2, 2)))[0]
-        return jnp.mean(h, axis=(0, 1)) @ p["out"]
-
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), params, draw(ROWS, 4, 5, 2))
+    h = jnp.tanh(conv(image[None], p["kernel"], (2, 2)))[0]
+    return jnp.mean(h, axis=(0, 1)) @ p["out"]
 
 
 @entry
@@ -229,55 +200,46 @@ def conv_over_members(draw: Draw) -> Entry:
     return fit(draw, forward, draw(2, 3, 3, 2, 2) / 4, draw(ROWS, 4, 3, 2))
 
 
-@entry
-def conv_by_numpy(draw: Draw) -> Entry:
+@fitted(lambda draw: {"filter": draw(3), "out": draw(7)}, lambda draw: draw(ROWS, 7), each=True)
+def conv_by_numpy(p, x):
     """`jnp.convolve` flips its filter."""
-    one = lambda p, x: jnp.tanh(jnp.convolve(x, p["filter"], mode="same")) @ p["out"]
-    params = {"filter": draw(3), "out": draw(7)}
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), params, draw(ROWS, 7))
+    return jnp.tanh(jnp.convolve(x, p["filter"], mode="same")) @ p["out"]
 
 
-@entry
-def conv_kernel_from_data(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"hyper": draw.weight(3, 6), "out": draw.weight(1, 1, 2, 2)},
+    lambda draw: {"code": draw(ROWS, 3), "signal": draw(ROWS, 5, 1)},
+    each=True,
+)
+def conv_kernel_from_data(p, x):
     """Dynamic filters: every example makes its own kernel, the data is the right operand."""
-    params = {"hyper": draw.weight(3, 6), "out": draw.weight(1, 1, 2, 2)}
-
-    def one(p, x):
-        kernel = jnp.tanh(x["code"] @ p["hyper"]).reshape(3, 1, 2)
-        h = conv(x["signal"][None], kernel, (1,), "SAME", SIGNALS)
-        return conv(h[:, None], p["out"])[0, 0]
-
-    inputs = {"code": draw(ROWS, 3), "signal": draw(ROWS, 5, 1)}
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), params, inputs)
+    kernel = jnp.tanh(x["code"] @ p["hyper"]).reshape(3, 1, 2)
+    h = conv(x["signal"][None], kernel, (1,), "SAME", SIGNALS)
+    return conv(h[:, None], p["out"])[0, 0]
 
 
-@entry
-def conv_by_patches(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": draw.weight(8, 3), "b": draw(3)}, lambda draw: draw(ROWS, 4, 4, 2))
+def conv_by_patches(p, x):
     """A vision transformer's patch embedding, by patches and a product."""
-
-    def forward(p, x):
-        patches = jax.lax.conv_general_dilated_patches(
-            x, (2, 2), (2, 2), "VALID", dimension_numbers=IMAGES
-        )
-        return jnp.tanh(patches @ p["w"] + p["b"])
-
-    return fit(draw, forward, {"w": draw.weight(8, 3), "b": draw(3)}, draw(ROWS, 4, 4, 2))
+    patches = jax.lax.conv_general_dilated_patches(
+        x, (2, 2), (2, 2), "VALID", dimension_numbers=IMAGES
+    )
+    return jnp.tanh(patches @ p["w"] + p["b"])
 
 
-@entry
-def conv_input_gradient_penalty(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"kernel": draw.weight(3, 3, 2, 3), "out": draw(3)},
+    lambda draw: draw(ROWS, 4, 3, 2),
+)
+def conv_input_gradient_penalty(params, batch):
     """A critic with a penalty on its input gradient: the kernel also acts transposed."""
-    params = {"kernel": draw.weight(3, 3, 2, 3), "out": draw(3)}
 
-    def loss_fn(params, batch):
-        def score(image):
-            h = jnp.tanh(conv(image[None], params["kernel"], (2, 1)))
-            return jnp.mean(h, axis=(0, 1, 2)) @ params["out"]
+    def score(image):
+        h = jnp.tanh(conv(image[None], params["kernel"], (2, 1)))
+        return jnp.mean(h, axis=(0, 1, 2)) @ params["out"]
 
-        values, slopes = jax.vmap(jax.value_and_grad(score))(batch)
-        return jnp.mean(values + jnp.sum(slopes**2, axis=(1, 2, 3)))
-
-    return Entry(loss_fn, params, draw(ROWS, 4, 3, 2))
+    values, slopes = jax.vmap(jax.value_and_grad(score))(batch)
+    return jnp.mean(values + jnp.sum(slopes**2, axis=(1, 2, 3)))
 
 
 @entry
@@ -291,23 +253,15 @@ def conv_of_a_learned_image(draw: Draw) -> Entry:
     return fit(draw, forward, draw(4, 3, 2), draw(ROWS, 2, 2, 2, 2))
 
 
-@entry
-def conv_by_fourier_transform(draw: Draw) -> Entry:
+@fitted(lambda draw: {"filter": draw(6, 2), "skip": draw(2)}, lambda draw: draw(ROWS, 6, 2))
+def conv_by_fourier_transform(p, x):
     """A filter as long as the signal, multiplied in the frequency domain."""
-
-    def forward(p, x):
-        spectrum = jnp.fft.rfft(x, n=12, axis=1) * jnp.fft.rfft(p["filter"], n=12, axis=0)
-        return jnp.tanh(jnp.fft.irfft(spectrum, n=12, axis=1)[:, :6]) + x * p["skip"]
-
-    return fit(draw, forward, {"filter": draw(6, 2), "skip": draw(2)}, draw(ROWS, 6, 2))
+    spectrum = jnp.fft.rfft(x, n=12, axis=1) * jnp.fft.rfft(p["filter"], n=12, axis=0)
+    return jnp.tanh(jnp.fft.irfft(spectrum, n=12, axis=1)[:, :6]) + x * p["skip"]
 
 
-@entry
-def conv_same_kernel_grouped_and_not(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(3, 3, 2, 2) / 4, lambda draw: draw(ROWS, 3, 4, 2))
+def conv_same_kernel_grouped_and_not(p, x):
     """One kernel in two convolutions that see its axes differently."""
-
-    def forward(p, x):
-        depthwise = conv(x, p.reshape(3, 3, 1, 4), feature_group_count=2)
-        return jnp.tanh(depthwise[..., 1:3]) + jnp.tanh(conv(x, p))
-
-    return fit(draw, forward, draw(3, 3, 2, 2) / 4, draw(ROWS, 3, 4, 2))
+    depthwise = conv(x, p.reshape(3, 3, 1, 4), feature_group_count=2)
+    return jnp.tanh(depthwise[..., 1:3]) + jnp.tanh(conv(x, p))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
+from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit, fitted, with_loss
 
 
 @entry
@@ -55,131 +55,115 @@ def dataclass_modules(draw: Draw) -> Entry:
     return fit(draw, jax.vmap(one, in_axes=(None, 0)), model, draw(ROWS, 4))
 
 
-@entry
-def linear_regression(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": draw(4), "b": draw()}, lambda draw: draw(ROWS, 4))
+def linear_regression(p, x):
     """A weight without an output axis, and a scalar bias."""
-    params = {"w": draw(4), "b": draw()}
-    return fit(draw, lambda p, x: x @ p["w"] + p["b"], params, draw(ROWS, 4))
+    return x @ p["w"] + p["b"]
 
 
-@entry
-def short_sequence(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(12, 10), "out": draw.weight(10, 9), "b": draw(10)},
+    lambda draw: draw(ROWS, 3, 12),
+)
+def short_sequence(p, x):
     """Few positions, wide layers: the Gram matrices are the small objects."""
-    params = {"in": draw.weight(12, 10), "out": draw.weight(10, 9), "b": draw(10)}
-    forward = lambda p, x: jnp.tanh(x @ p["in"] + p["b"]) @ p["out"]
-    return fit(draw, forward, params, draw(ROWS, 3, 12))
+    return jnp.tanh(x @ p["in"] + p["b"]) @ p["out"]
 
 
-@entry
-def long_sequence(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(2, 3), "out": draw.weight(3, 2), "b": draw(3)},
+    lambda draw: draw(ROWS, 100, 2),
+)
+def long_sequence(p, x):
     """Many positions, narrow layers: the per-example gradient is the small object."""
-    params = {"in": draw.weight(2, 3), "out": draw.weight(3, 2), "b": draw(3)}
-    forward = lambda p, x: jnp.tanh(x @ p["in"] + p["b"]) @ p["out"]
-    return fit(draw, forward, params, draw(ROWS, 100, 2))
+    return jnp.tanh(x @ p["in"] + p["b"]) @ p["out"]
 
 
-@entry
-def longer_sequence(draw: Draw) -> Entry:
-    params = {"in": draw.weight(2, 3), "b": draw(3)}
-    return fit(draw, lambda p, x: jnp.sin(x @ p["in"] + p["b"]), params, draw(ROWS, 300, 2))
+@fitted(lambda draw: {"in": draw.weight(2, 3), "b": draw(3)}, lambda draw: draw(ROWS, 300, 2))
+def longer_sequence(p, x):
+    return jnp.sin(x @ p["in"] + p["b"])
 
 
-@entry
-def two_sequence_axes(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.tanh(jnp.einsum("bijd,dk->bkji", x, p))
-    return fit(draw, forward, draw.weight(4, 3), draw(ROWS, 3, 2, 4))
+@fitted(lambda draw: draw.weight(4, 3), lambda draw: draw(ROWS, 3, 2, 4))
+def two_sequence_axes(p, x):
+    return jnp.tanh(jnp.einsum("bijd,dk->bkji", x, p))
 
 
-@entry
-def rows_and_positions_merged(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, lambda draw: draw(ROWS, 3, 4)
+)
+def rows_and_positions_merged(p, x):
     """[B, T, D] reshaped to [B·T, D] before the layer, and back after it."""
-
-    def forward(p, x):
-        h = jnp.tanh(x.reshape(-1, x.shape[-1]) @ p["in"]) @ p["out"]
-        return h.reshape(*x.shape[:2], -1)
-
-    return fit(draw, forward, {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, draw(ROWS, 3, 4))
+    h = jnp.tanh(x.reshape(-1, x.shape[-1]) @ p["in"]) @ p["out"]
+    return h.reshape(*x.shape[:2], -1)
 
 
-@entry
-def two_contracted_axes(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.tensordot(jnp.tanh(x), p, axes=((1, 3), (2, 0)))
-    return fit(draw, forward, draw(2, 5, 3), draw(ROWS, 3, 4, 2))
+@fitted(lambda draw: draw(2, 5, 3), lambda draw: draw(ROWS, 3, 4, 2))
+def two_contracted_axes(p, x):
+    return jnp.tensordot(jnp.tanh(x), p, axes=((1, 3), (2, 0)))
 
 
-@entry
-def weight_on_the_left(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.sin(p["out"] @ jnp.tanh(p["in"] @ x.T)).T
-    return fit(draw, forward, {"in": draw.weight(5, 4), "out": draw.weight(2, 5)}, draw(ROWS, 4))
+@fitted(
+    lambda draw: {"in": draw.weight(5, 4), "out": draw.weight(2, 5)}, lambda draw: draw(ROWS, 4)
+)
+def weight_on_the_left(p, x):
+    return jnp.sin(p["out"] @ jnp.tanh(p["in"] @ x.T)).T
 
 
-@entry
-def stored_in_another_shape(draw: Draw) -> Entry:
-    """Weights that reach their product transposed, reshaped, squeezed and sliced whole."""
-    params = {
+@fitted(
+    lambda draw: {
         "transposed": draw.weight(6, 4),
         "flat": draw(30),
         "padded_axes": draw(1, 5, 1, 3),
         "split": draw(2, 2, 3, 1),
-    }
+    },
+    lambda draw: draw(ROWS, 4),
+)
+def stored_in_another_shape(p, x):
+    """Weights that reach their product transposed, reshaped, squeezed and sliced whole."""
+    h = jnp.tanh(x @ p["transposed"].T)
+    h = jnp.tanh(h @ p["flat"].reshape(6, 5))
+    h = jnp.tanh(h @ jnp.squeeze(p["padded_axes"]))
+    return h @ jnp.swapaxes(p["split"].reshape(4, 3), 0, 1)
 
-    def forward(p, x):
-        h = jnp.tanh(x @ p["transposed"].T)
-        h = jnp.tanh(h @ p["flat"].reshape(6, 5))
-        h = jnp.tanh(h @ jnp.squeeze(p["padded_axes"]))
-        return h @ jnp.swapaxes(p["split"].reshape(4, 3), 0, 1)
 
-    return fit(draw, forward, params, draw(ROWS, 4))
-
-
-@entry
-def bilinear(draw: Draw) -> Entry:
+@fitted(lambda draw: draw.weight(4, 3), lambda draw: {"x": draw(ROWS, 4), "z": draw(ROWS, 3)})
+def bilinear(p, x):
     """xᵀ W z: one weight between two kinds of data."""
-    forward = lambda p, x: jnp.einsum("bi,ij,bj->b", jnp.tanh(x["x"]), p, x["z"])
-    return fit(draw, forward, draw.weight(4, 3), {"x": draw(ROWS, 4), "z": draw(ROWS, 3)})
+    return jnp.einsum("bi,ij,bj->b", jnp.tanh(x["x"]), p, x["z"])
 
 
-@entry
-def bilinear_with_outputs(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.einsum("bi,kij,bj->bk", x["x"], p, x["z"])
-    return fit(draw, forward, draw(2, 4, 3), {"x": draw(ROWS, 4), "z": draw(ROWS, 3)})
+@fitted(lambda draw: draw(2, 4, 3), lambda draw: {"x": draw(ROWS, 4), "z": draw(ROWS, 3)})
+def bilinear_with_outputs(p, x):
+    return jnp.einsum("bi,kij,bj->bk", x["x"], p, x["z"])
 
 
-@entry
-def weight_with_a_batch_axis(draw: Draw) -> Entry:
+@fitted(lambda draw: {"in": draw(2, 3, 4), "out": draw(2, 4, 3)}, lambda draw: draw(ROWS, 4, 2, 3))
+def weight_with_a_batch_axis(p, x):
     """A layer of its own for every head: the head axis is shared by data and weight."""
-    params = {"in": draw(2, 3, 4), "out": draw(2, 4, 3)}
-
-    def forward(p, x):
-        h = jnp.tanh(jnp.einsum("bthd,hdk->bthk", x, p["in"]))
-        return jnp.einsum("bthk,hkd->bthd", h, p["out"])
-
-    return fit(draw, forward, params, draw(ROWS, 4, 2, 3))
+    h = jnp.tanh(jnp.einsum("bthd,hdk->bthk", x, p["in"]))
+    return jnp.einsum("bthk,hkd->bthd", h, p["out"])
 
 
-@entry
-def weight_with_a_batch_axis_no_sequence(draw: Draw) -> Entry:
-    forward = lambda p, x: jnp.tanh(jnp.einsum("bhd,hdk->bhk", x, p))
-    return fit(draw, forward, draw(3, 4, 2), draw(ROWS, 3, 4))
+@fitted(lambda draw: draw(3, 4, 2), lambda draw: draw(ROWS, 3, 4))
+def weight_with_a_batch_axis_no_sequence(p, x):
+    return jnp.tanh(jnp.einsum("bhd,hdk->bhk", x, p))
 
 
-@entry
-def layer_for_every_position(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(4, 3, 2), lambda draw: draw(ROWS, 4, 3))
+def layer_for_every_position(p, x):
     """Locally connected: the sequence axis is a batch axis of the weight."""
-    forward = lambda p, x: jnp.tanh(jnp.einsum("btd,tdk->bkt", x, p))
-    return fit(draw, forward, draw(4, 3, 2), draw(ROWS, 4, 3))
+    return jnp.tanh(jnp.einsum("btd,tdk->bkt", x, p))
 
 
-@entry
-def weight_over_positions(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"tokens": draw.weight(4, 5), "channels": draw.weight(3, 2)},
+    lambda draw: draw(ROWS, 4, 3),
+)
+def weight_over_positions(p, x):
     """An MLP-Mixer: one weight mixes positions, the other channels."""
-    params = {"tokens": draw.weight(4, 5), "channels": draw.weight(3, 2)}
-
-    def forward(p, x):
-        h = jnp.tanh(jnp.einsum("btd,ts->bsd", x, p["tokens"]))
-        return h @ p["channels"]
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3))
+    h = jnp.tanh(jnp.einsum("btd,ts->bsd", x, p["tokens"]))
+    return h @ p["channels"]
 
 
 @entry
@@ -205,16 +189,14 @@ def mean_of_vmapped_rows(draw: Draw) -> Entry:
     return Entry(loss_fn, params, {"x": draw(ROWS, 4), "y": draw(ROWS)})
 
 
-@entry
-def data_dependent_weight(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"hyper": draw.weight(4, 6), "b": draw(6)},
+    lambda draw: {"task": draw(ROWS, 4), "x": draw(ROWS, 3)},
+)
+def data_dependent_weight(p, x):
     """A hypernetwork: the weight of the second layer is the output of the first."""
-    params = {"hyper": draw.weight(4, 6), "b": draw(6)}
-
-    def forward(p, x):
-        w = (jnp.tanh(x["task"]) @ p["hyper"] + p["b"]).reshape(-1, 3, 2)
-        return jnp.tanh(jnp.einsum("bd,bdk->bk", x["x"], w))
-
-    return fit(draw, forward, params, {"task": draw(ROWS, 4), "x": draw(ROWS, 3)})
+    w = (jnp.tanh(x["task"]) @ p["hyper"] + p["b"]).reshape(-1, 3, 2)
+    return jnp.tanh(jnp.einsum("bd,bdk->bk", x["x"], w))
 
 
 @entry
@@ -231,32 +213,31 @@ def rows_without_gradient(draw: Draw) -> Entry:
     return Entry(loss_fn, w, {"x": x, "y": y.astype(x.dtype)})
 
 
-@entry
-def product_of_narrow_width(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"a": draw(1, 4), "b": draw(4, 1), "c": draw(1, 1)}, lambda draw: draw(ROWS, 1)
+)
+def product_of_narrow_width(p, x):
     """Axes of length one on every side."""
-    params = {"a": draw(1, 4), "b": draw(4, 1), "c": draw(1, 1)}
-    forward = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
-    return fit(draw, forward, params, draw(ROWS, 1))
+    return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
 
 
-@entry
-def products_in_low_precision_on_request(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, lambda draw: draw(ROWS, 4)
+)
+def products_in_low_precision_on_request(p, x):
     """`precision` and `preferred_element_type` are attributes that a rewrite must keep."""
-
-    def forward(p, x):
-        h = jnp.tanh(jnp.dot(x, p["in"], precision="highest"))
-        dims = (((1,), (0,)), ((), ()))
-        return jax.lax.dot_general(h, p["out"], dims, preferred_element_type=h.dtype)
-
-    return fit(draw, forward, {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, draw(ROWS, 4))
+    h = jnp.tanh(jnp.dot(x, p["in"], precision="highest"))
+    dims = (((1,), (0,)), ((), ()))
+    return jax.lax.dot_general(h, p["out"], dims, preferred_element_type=h.dtype)
 
 
-@entry
-def wide_layer(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(20, 18), "out": draw.weight(18, 24)},
+    lambda draw: draw(ROWS, 20),
+)
+def wide_layer(p, x):
     """Gram matrices over the batch are smaller than the weight."""
-    params = {"in": draw.weight(20, 18), "out": draw.weight(18, 24)}
-    forward = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
-    return fit(draw, forward, params, draw(ROWS, 20))
+    return jnp.tanh(x @ p["in"]) @ p["out"]
 
 
 @entry
@@ -276,12 +257,8 @@ def graph_network(draw: Draw) -> Entry:
     return fit(draw, forward, params, {"nodes": draw(ROWS, 4, 3), "edges": draw.ids(4, ROWS, 2, 6)})
 
 
-@entry
-def sum_over_rows_divided_by_their_number(draw: Draw) -> Entry:
+@with_loss(lambda draw: draw.weight(4, 3), lambda draw: {"x": draw(ROWS, 4), "y": draw(ROWS, 3)})
+def sum_over_rows_divided_by_their_number(params, batch):
     """The mean by hand, from the shape of the batch."""
-
-    def loss_fn(params, batch):
-        error = jnp.tanh(batch["x"] @ params) - batch["y"]
-        return jnp.sum(error**2) / batch["x"].shape[0]
-
-    return Entry(loss_fn, draw.weight(4, 3), {"x": draw(ROWS, 4), "y": draw(ROWS, 3)})
+    error = jnp.tanh(batch["x"] @ params) - batch["y"]
+    return jnp.sum(error**2) / batch["x"].shape[0]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
+from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit, fitted, with_loss
 
 TOKENS = 6  # positions; with 5 words, every row repeats some
 WORDS = 5
@@ -14,38 +14,31 @@ def words(draw: Draw, num: int = WORDS):
     return draw.ids(num, ROWS, TOKENS)
 
 
-@entry
-def embedding(draw: Draw) -> Entry:
+@fitted(lambda draw: {"table": draw(WORDS, 4), "w": draw.weight(4, 3)}, words)
+def embedding(p, ids):
     """Repeated tokens: their cotangents add up before they are squared."""
-    params = {"table": draw(WORDS, 4), "w": draw.weight(4, 3)}
-    forward = lambda p, ids: jnp.tanh(p["table"][ids]) @ p["w"]
-    return fit(draw, forward, params, words(draw))
+    return jnp.tanh(p["table"][ids]) @ p["w"]
 
 
-@entry
-def embedding_all_tokens_equal(draw: Draw) -> Entry:
-    forward = lambda p, ids: jnp.tanh(jnp.take(p, ids, axis=0))
-    return fit(draw, forward, draw(WORDS, 4), words(draw) * 0 + 2)
+@fitted(lambda draw: draw(WORDS, 4), lambda draw: words(draw) * 0 + 2)
+def embedding_all_tokens_equal(p, ids):
+    return jnp.tanh(jnp.take(p, ids, axis=0))
 
 
-@entry
-def embedding_of_one_token(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(WORDS, 4), lambda draw: draw.ids(WORDS, ROWS))
+def embedding_of_one_token(p, ids):
     """Categories: one index an example."""
-    return fit(draw, lambda p, ids: jnp.tanh(p[ids]), draw(WORDS, 4), draw.ids(WORDS, ROWS))
+    return jnp.tanh(p[ids])
 
 
-@entry
-def embedding_of_a_bag(draw: Draw) -> Entry:
-    forward = lambda p, ids: jnp.tanh(jnp.mean(p[ids], axis=1))
-    return fit(draw, forward, draw(WORDS, 3), words(draw))
+@fitted(lambda draw: draw(WORDS, 3), words)
+def embedding_of_a_bag(p, ids):
+    return jnp.tanh(jnp.mean(p[ids], axis=1))
 
 
-@entry
-def embedding_one_hot(draw: Draw) -> Entry:
-    def forward(p, ids):
-        return jnp.tanh(jax.nn.one_hot(ids, WORDS, dtype=p.dtype) @ p)
-
-    return fit(draw, forward, draw(WORDS, 4), words(draw))
+@fitted(lambda draw: draw(WORDS, 4), words)
+def embedding_one_hot(p, ids):
+    return jnp.tanh(jax.nn.one_hot(ids, WORDS, dtype=p.dtype) @ p)
 
 
 @entry
@@ -56,201 +49,166 @@ def embedding_clipped(draw: Draw) -> Entry:
     return fit(draw, forward, draw(WORDS, 3), ids)
 
 
-@entry
-def embedding_filled(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(WORDS, 3), lambda draw: draw.ids(WORDS + 3, ROWS, TOKENS))
+def embedding_filled(p, ids):
     """Indices beyond the table read a constant, and give no gradient."""
-    forward = lambda p, ids: jnp.tanh(jnp.take(p, ids, axis=0, mode="fill", fill_value=0.5))
-    return fit(draw, forward, draw(WORDS, 3), draw.ids(WORDS + 3, ROWS, TOKENS))
+    return jnp.tanh(jnp.take(p, ids, axis=0, mode="fill", fill_value=0.5))
 
 
-@entry
-def embedding_wrapped(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(WORDS, 3), lambda draw: words(draw) - 3)
+def embedding_wrapped(p, ids):
     """Negative indices count from the end."""
-    forward = lambda p, ids: jnp.tanh(p[ids])
-    return fit(draw, forward, draw(WORDS, 3), words(draw) - 3)
+    return jnp.tanh(p[ids])
 
 
-@entry
-def embedding_promised_in_bounds(draw: Draw) -> Entry:
-    forward = lambda p, ids: jnp.tanh(p.at[ids].get(mode="promise_in_bounds"))
-    return fit(draw, forward, draw(WORDS, 3), words(draw))
+@fitted(lambda draw: draw(WORDS, 3), words)
+def embedding_promised_in_bounds(p, ids):
+    return jnp.tanh(p.at[ids].get(mode="promise_in_bounds"))
 
 
-@entry
-def embedding_with_padding_row(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"table": draw(WORDS, 4), "w": draw.weight(4, 3)},
+    lambda draw: {"ids": words(draw), "y": draw.ids(3, ROWS)},
+)
+def embedding_with_padding_row(params, batch):
     """Word 0 is padding: its row is never trained, and its positions do not count."""
-
-    def loss_fn(params, batch):
-        real = (batch["ids"] > 0).astype(params["w"].dtype)
-        table = params["table"].at[0].set(0)
-        h = jnp.tanh(table[batch["ids"]]) * real[..., None]
-        mean = jnp.sum(h, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
-        return cross_entropy(mean @ params["w"], batch["y"])
-
-    params = {"table": draw(WORDS, 4), "w": draw.weight(4, 3)}
-    return Entry(loss_fn, params, {"ids": words(draw), "y": draw.ids(3, ROWS)})
+    real = (batch["ids"] > 0).astype(params["w"].dtype)
+    table = params["table"].at[0].set(0)
+    h = jnp.tanh(table[batch["ids"]]) * real[..., None]
+    mean = jnp.sum(h, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
+    return cross_entropy(mean @ params["w"], batch["y"])
 
 
-@entry
-def embedding_columns(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(3, WORDS), words)
+def embedding_columns(p, ids):
     """The words stand on the second axis."""
-    forward = lambda p, ids: jnp.moveaxis(jnp.tanh(jnp.take(p, ids, axis=1)), 0, -1)
-    return fit(draw, forward, draw(3, WORDS), words(draw))
+    return jnp.moveaxis(jnp.tanh(jnp.take(p, ids, axis=1)), 0, -1)
 
 
-@entry
-def embedding_two_indices(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"vectors": draw(3, WORDS, 2), "numbers": draw(3, WORDS)},
+    lambda draw: {"user": draw.ids(3, ROWS, TOKENS), "item": words(draw)},
+)
+def embedding_two_indices(p, x):
     """A table with two axes of words, read at pairs; and single numbers read at pairs."""
-    params = {"vectors": draw(3, WORDS, 2), "numbers": draw(3, WORDS)}
-
-    def forward(p, x):
-        scale = p["numbers"][x["user"], x["item"]]
-        return jnp.tanh(p["vectors"][x["user"], x["item"]] * scale[..., None])
-
-    return fit(draw, forward, params, {"user": draw.ids(3, ROWS, TOKENS), "item": words(draw)})
+    scale = p["numbers"][x["user"], x["item"]]
+    return jnp.tanh(p["vectors"][x["user"], x["item"]] * scale[..., None])
 
 
-@entry
-def matrix_factorisation(draw: Draw) -> Entry:
-    params = {"user": draw(4, 3), "item": draw(5, 3), "user_bias": draw(4), "item_bias": draw(5)}
+@fitted(
+    lambda draw: {
+        "user": draw(4, 3),
+        "item": draw(5, 3),
+        "user_bias": draw(4),
+        "item_bias": draw(5),
+    },
+    lambda draw: {"user": draw.ids(4, ROWS), "item": draw.ids(5, ROWS)},
+)
+def matrix_factorisation(p, x):
+    u, i = x["user"], x["item"]
+    return jnp.sum(p["user"][u] * p["item"][i], -1) + p["user_bias"][u] + p["item_bias"][i]
 
-    def forward(p, x):
-        u, i = x["user"], x["item"]
-        return jnp.sum(p["user"][u] * p["item"][i], -1) + p["user_bias"][u] + p["item_bias"][i]
 
-    return fit(draw, forward, params, {"user": draw.ids(4, ROWS), "item": draw.ids(5, ROWS)})
-
-
-@entry
-def embedding_of_windows(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(7, 2), lambda draw: draw.ids(5, ROWS), each=True)
+def embedding_of_windows(p, start):
     """A slice of a parameter that starts where the data says."""
-
-    def one(p, start):
-        return jnp.tanh(jax.lax.dynamic_slice_in_dim(p, start, 3))
-
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), draw(7, 2), draw.ids(5, ROWS))
+    return jnp.tanh(jax.lax.dynamic_slice_in_dim(p, start, 3))
 
 
-@entry
-def tied_embedding(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"table": draw.weight(WORDS, 4), "w": draw.weight(4, 4)},
+    lambda draw: {"ids": words(draw), "next": words(draw)},
+)
+def tied_embedding(params, batch):
     """One table embeds the words (with repeats) and scores them: cross terms between both."""
-
-    def loss_fn(params, batch):
-        h = jnp.tanh(params["table"][batch["ids"]] @ params["w"])
-        return cross_entropy(h @ params["table"].T, batch["next"])
-
-    params = {"table": draw.weight(WORDS, 4), "w": draw.weight(4, 4)}
-    return Entry(loss_fn, params, {"ids": words(draw), "next": words(draw)})
+    h = jnp.tanh(params["table"][batch["ids"]] @ params["w"])
+    return cross_entropy(h @ params["table"].T, batch["next"])
 
 
-@entry
-def tied_embedding_by_einsum(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"table": draw.weight(WORDS, 4), "b": draw(WORDS)},
+    lambda draw: {"ids": words(draw), "next": words(draw)},
+)
+def tied_embedding_by_einsum(params, batch):
     """Scaled as in Gemma, scored through an einsum, with a bias for every word."""
-
-    def loss_fn(params, batch):
-        h = jnp.take(params["table"], batch["ids"], axis=0) * 2.0
-        logits = jnp.einsum("btd,vd->btv", jax.nn.silu(h), params["table"]) + params["b"]
-        return cross_entropy(logits, batch["next"])
-
-    params = {"table": draw.weight(WORDS, 4), "b": draw(WORDS)}
-    return Entry(loss_fn, params, {"ids": words(draw), "next": words(draw)})
+    h = jnp.take(params["table"], batch["ids"], axis=0) * 2.0
+    logits = jnp.einsum("btd,vd->btv", jax.nn.silu(h), params["table"]) + params["b"]
+    return cross_entropy(logits, batch["next"])
 
 
-@entry
-def table_read_twice(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(WORDS, 3), lambda draw: {"word": words(draw), "context": words(draw)})
+def table_read_twice(p, x):
     """Skip-gram with one table: both words of a pair are gathered from it."""
-
-    def forward(p, x):
-        return jnp.sum(p[x["word"]] * p[x["context"]], axis=-1)
-
-    return fit(draw, forward, draw(WORDS, 3), {"word": words(draw), "context": words(draw)})
+    return jnp.sum(p[x["word"]] * p[x["context"]], axis=-1)
 
 
-@entry
-def positions_and_class_token(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"positions": draw(9, 3), "token": draw(1, 1, 3), "w": draw.weight(3, 3)},
+    lambda draw: draw(ROWS, 4, 3),
+)
+def positions_and_class_token(p, x):
     """p[:T], and a learned token concatenated before the data."""
-    params = {"positions": draw(9, 3), "token": draw(1, 1, 3), "w": draw.weight(3, 3)}
-
-    def forward(p, x):
-        token = jnp.broadcast_to(p["token"], (x.shape[0], 1, 3))
-        h = jnp.concatenate([token, x], axis=1) + p["positions"][: x.shape[1] + 1]
-        return jnp.tanh(h @ p["w"])[:, 0]
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3))
+    token = jnp.broadcast_to(p["token"], (x.shape[0], 1, 3))
+    h = jnp.concatenate([token, x], axis=1) + p["positions"][: x.shape[1] + 1]
+    return jnp.tanh(h @ p["w"])[:, 0]
 
 
-@entry
-def layers_indexed_statically(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": draw(3, 4, 4) / 2, "b": draw(3, 4)}, lambda draw: draw(ROWS, 2, 4))
+def layers_indexed_statically(p, x):
     """Stacked layers, read as w[0], w[1], w[-1]."""
-    params = {"w": draw(3, 4, 4) / 2, "b": draw(3, 4)}
-
-    def forward(p, x):
-        for i in (0, 1, -1):
-            x = jnp.tanh(x @ p["w"][i] + p["b"][i])
-        return x
-
-    return fit(draw, forward, params, draw(ROWS, 2, 4))
+    for i in (0, 1, -1):
+        x = jnp.tanh(x @ p["w"][i] + p["b"][i])
+    return x
 
 
-@entry
-def layers_indexed_by_a_loop(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": draw(3, 4, 4) / 2, "b": draw(3, 4)}, lambda draw: draw(ROWS, 4))
+def layers_indexed_by_a_loop(p, x):
     """Stacked layers, read as w[i] with a traced counter."""
-    params = {"w": draw(3, 4, 4) / 2, "b": draw(3, 4)}
-
-    def forward(p, x):
-        layer = lambda i, h: jnp.tanh(h @ p["w"][i] + p["b"][i])
-        return jax.lax.fori_loop(0, 3, layer, x)
-
-    return fit(draw, forward, params, draw(ROWS, 4))
+    layer = lambda i, h: jnp.tanh(h @ p["w"][i] + p["b"][i])
+    return jax.lax.fori_loop(0, 3, layer, x)
 
 
-@entry
-def layers_unstacked(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(3, 4, 4) / 2, lambda draw: draw(ROWS, 4))
+def layers_unstacked(p, x):
     """Stacked layers, taken apart in a Python loop over them."""
-
-    def forward(p, x):
-        for w in p:
-            x = jnp.tanh(x @ w)
-        return x
-
-    return fit(draw, forward, draw(3, 4, 4) / 2, draw(ROWS, 4))
+    for w in p:
+        x = jnp.tanh(x @ w)
+    return x
 
 
-@entry
-def experts_by_one_hot(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"router": draw(3, 4), "in": draw(4, 3, 5) / 2, "out": draw(4, 5, 3) / 2},
+    lambda draw: draw(ROWS, 4, 3),
+)
+def experts_by_one_hot(p, x):
     """Two of four experts for every token, dispatched and combined by einsum."""
-    params = {"router": draw(3, 4), "in": draw(4, 3, 5) / 2, "out": draw(4, 5, 3) / 2}
-
-    def forward(p, x):
-        gates, chosen = jax.lax.top_k(x @ p["router"], 2)
-        one_hot = jax.nn.one_hot(chosen, 4, dtype=x.dtype)
-        combine = jnp.einsum("btk,btke->bte", jax.nn.softmax(gates), one_hot)
-        dispatched = jnp.einsum("bte,btd->betd", jnp.sum(one_hot, axis=2), x)
-        h = jax.nn.gelu(jnp.einsum("betd,edf->betf", dispatched, p["in"]))
-        return jnp.einsum("betf,efd,bte->btd", h, p["out"], combine)
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3))
+    gates, chosen = jax.lax.top_k(x @ p["router"], 2)
+    one_hot = jax.nn.one_hot(chosen, 4, dtype=x.dtype)
+    combine = jnp.einsum("btk,btke->bte", jax.nn.softmax(gates), one_hot)
+    dispatched = jnp.einsum("bte,btd->betd", jnp.sum(one_hot, axis=2), x)
+    h = jax.nn.gelu(jnp.einsum("betd,edf->betf", dispatched, p["in"]))
+    return jnp.einsum("betf,efd,bte->btd", h, p["out"], combine)
 
 
-@entry
-def experts_by_index(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"router": draw(3, 4), "w": draw(4, 3, 2), "b": draw(4, 2)},
+    lambda draw: draw(ROWS, 4, 3),
+)
+def experts_by_index(p, x):
     """The weights of the chosen expert are gathered for every token."""
-    params = {"router": draw(3, 4), "w": draw(4, 3, 2), "b": draw(4, 2)}
-
-    def forward(p, x):
-        gates, chosen = jax.lax.top_k(jax.nn.softmax(x @ p["router"]), 2)
-        h = jnp.einsum("btd,btkdf->btkf", x, p["w"][chosen]) + p["b"][chosen]
-        return jnp.sum(gates[..., None] * jnp.tanh(h), axis=2)
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3))
+    gates, chosen = jax.lax.top_k(jax.nn.softmax(x @ p["router"]), 2)
+    h = jnp.einsum("btd,btkdf->btkf", x, p["w"][chosen]) + p["b"][chosen]
+    return jnp.sum(gates[..., None] * jnp.tanh(h), axis=2)
 
 
-@entry
-def expert_of_the_example(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: draw(3, 3, 2),
+    lambda draw: {"x": draw(ROWS, 4, 3), "expert": draw.ids(3, ROWS)},
+    each=True,
+)
+def expert_of_the_example(p, x):
     """One expert for the whole example, named by the data."""
-    one = lambda p, x: jnp.tanh(x["x"] @ p[x["expert"]])
-    inputs = {"x": draw(ROWS, 4, 3), "expert": draw.ids(3, ROWS)}
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), draw(3, 3, 2), inputs)
+    return jnp.tanh(x["x"] @ p[x["expert"]])
 
 
 @entry
@@ -303,10 +261,9 @@ def halves_of_a_table(draw: Draw) -> Entry:
     return fit(draw, forward, table, draw.ids(4, ROWS, TOKENS))
 
 
-@entry
-def table_read_by_rows_and_by_columns(draw: Draw) -> Entry:
-    def forward(p, x):
-        return jnp.tanh(p[x["row"]]).sum(-1) * jnp.tanh(p.T[x["column"]]).sum(-1)
-
-    inputs = {"row": draw.ids(WORDS, ROWS, TOKENS), "column": draw.ids(3, ROWS, TOKENS)}
-    return fit(draw, forward, draw(WORDS, 3), inputs)
+@fitted(
+    lambda draw: draw(WORDS, 3),
+    lambda draw: {"row": draw.ids(WORDS, ROWS, TOKENS), "column": draw.ids(3, ROWS, TOKENS)},
+)
+def table_read_by_rows_and_by_columns(p, x):
+    return jnp.tanh(p[x["row"]]).sum(-1) * jnp.tanh(p.T[x["column"]]).sum(-1)

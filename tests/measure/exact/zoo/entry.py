@@ -77,9 +77,9 @@ class Draw:
 ENTRIES: dict[str, Callable[[], Entry]] = {}
 
 
-def entry(build: Callable[[Draw], Entry]) -> Callable[[Draw], Entry]:
-    """Adds an entry to the zoo, under the name of the function that builds it."""
-    name = build.__name__
+def entry(build: Callable[[Draw], Entry], name: str | None = None) -> Callable[[Draw], Entry]:
+    """Adds an entry to the zoo, by default under the name of the function that builds it."""
+    name = name or build.__name__
     assert name not in ENTRIES, f"two entries are called {name}"
     ENTRIES[name] = lambda: build(Draw(zlib.crc32(name.encode())))
     return build
@@ -104,3 +104,32 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of integer labels over all leading axes."""
     scores = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(scores, labels[..., None], axis=-1))
+
+
+def with_loss(
+    params: Callable[[Draw], Any], batch: Callable[[Draw], Any]
+) -> Callable[[Callable], Callable]:
+    """Adds an entry with the decorated ``loss_fn(params, batch)``, on what the functions draw."""
+
+    def add(loss_fn: Callable[..., jax.Array]) -> Callable:
+        entry(lambda draw: Entry(loss_fn, params(draw), batch(draw)), loss_fn.__name__)
+        return loss_fn
+
+    return add
+
+
+def fitted(
+    params: Callable[[Draw], Any], inputs: Callable[[Draw], Any], *, each: bool = False
+) -> Callable[[Callable], Callable]:
+    """Adds `fit` of the decorated ``forward(params, inputs)``, with what the two functions draw.
+
+    If `each` is True the function is of one example, and is mapped over the rows.
+    """
+
+    def add(forward: Callable[[Any, Any], jax.Array]) -> Callable:
+        of_all = jax.vmap(forward, in_axes=(None, 0)) if each else forward
+
+        entry(lambda draw: fit(draw, of_all, params(draw), inputs(draw)), forward.__name__)
+        return forward
+
+    return add

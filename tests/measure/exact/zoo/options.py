@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
+from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit, fitted, with_loss
 
 
 def small(draw: Draw) -> tuple[Any, Any]:
@@ -91,12 +91,12 @@ def parameters_nobody_uses(draw: Draw) -> Entry:
     return Entry(loss_fn, params, batch)
 
 
-@entry
-def words_nobody_uses(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"table": draw(7, 3), "layers": draw(3, 3, 3)}, lambda draw: draw.ids(2, ROWS, 3)
+)
+def words_nobody_uses(p, ids):
     """Rows of a table, experts and stacked layers that the batch does not reach."""
-    params = {"table": draw(7, 3), "layers": draw(3, 3, 3)}
-    forward = lambda p, ids: jnp.tanh(p["table"][ids]) @ p["layers"][1]
-    return fit(draw, forward, params, draw.ids(2, ROWS, 3))
+    return jnp.tanh(p["table"][ids]) @ p["layers"][1]
 
 
 class Layer(NamedTuple):
@@ -106,22 +106,20 @@ class Layer(NamedTuple):
     b: Any
 
 
-@entry
-def tree_of_odd_nodes(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: (None, [Layer(draw.weight(4, 1), draw(1)), {}], {"s": draw(), "v": draw(1)}),
+    lambda draw: draw(ROWS, 4),
+)
+def tree_of_odd_nodes(p, x):
     """Tuples, None, NamedTuples, a scalar, an axis of length one."""
-    params = (None, [Layer(draw.weight(4, 1), draw(1)), {}], {"s": draw(), "v": draw(1)})
-
-    def forward(p, x):
-        _, (layer, _), rest = p
-        return jnp.tanh(x @ layer.w + layer.b) * rest["s"] + rest["v"]
-
-    return fit(draw, forward, params, draw(ROWS, 4))
+    _, (layer, _), rest = p
+    return jnp.tanh(x @ layer.w + layer.b) * rest["s"] + rest["v"]
 
 
-@entry
-def bare_array(draw: Draw) -> Entry:
+@with_loss(lambda draw: draw.weight(4, 3), lambda draw: draw(ROWS, 4))
+def bare_array(w, x):
     """The parameters are one array, and so is the batch."""
-    return Entry(lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2), draw.weight(4, 3), draw(ROWS, 4))
+    return jnp.mean(jnp.tanh(x @ w) ** 2)
 
 
 @entry
@@ -201,15 +199,13 @@ def linen_dropout(draw: Draw) -> Entry:
     )
 
 
-@entry
-def keys_in_the_batch(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"in": draw.weight(4, 5), "out": draw.weight(5, 2)},
+    lambda draw: {"x": draw(ROWS, 4), "key": jax.random.split(jax.random.key(0), ROWS)},
+)
+def keys_in_the_batch(p, x):
     """One typed key a row, among the data."""
-
-    def forward(p, x):
-        return jax.vmap(dropout)(x["key"], jnp.tanh(x["x"] @ p["in"])) @ p["out"]
-
-    inputs = {"x": draw(ROWS, 4), "key": jax.random.split(jax.random.key(0), ROWS)}
-    return fit(draw, forward, {"in": draw.weight(4, 5), "out": draw.weight(5, 2)}, inputs)
+    return jax.vmap(dropout)(x["key"], jnp.tanh(x["x"] @ p["in"])) @ p["out"]
 
 
 @entry
@@ -233,24 +229,21 @@ def large_and_small_rows(draw: Draw) -> Entry:
     return Entry(loss_fn, draw.weight(4, 3), {"x": draw(ROWS, 4), "weight": weight})
 
 
-@entry
-def integers_and_flags_in_the_batch(draw: Draw) -> Entry:
-    """Leaves of every dtype, one of them read by the loss only through a comparison."""
-    params = {"w": draw.weight(4, 3), "b": draw(3)}
-
-    def loss_fn(params, batch):
-        h = jnp.where(batch["flag"][:, None], batch["x"] @ params["w"], params["b"])
-        h = h + batch["count"][:, None] + (batch["byte"][:, None] > 7)
-        return jnp.mean(jnp.sin(h))
-
-    batch = {
+@with_loss(
+    lambda draw: {"w": draw.weight(4, 3), "b": draw(3)},
+    lambda draw: {
         "x": draw(ROWS, 4),
         "flag": np.arange(ROWS) % 2 == 0,
         "count": draw.ids(9, ROWS),
         "byte": draw.ids(20, ROWS).astype(np.uint8),
         "unread": draw(ROWS, 2),
-    }
-    return Entry(loss_fn, params, batch)
+    },
+)
+def integers_and_flags_in_the_batch(params, batch):
+    """Leaves of every dtype, one of them read by the loss only through a comparison."""
+    h = jnp.where(batch["flag"][:, None], batch["x"] @ params["w"], params["b"])
+    h = h + batch["count"][:, None] + (batch["byte"][:, None] > 7)
+    return jnp.mean(jnp.sin(h))
 
 
 @entry
@@ -309,11 +302,10 @@ def bfloat16_convolution_and_scan(draw: Draw) -> Entry:
     return Entry(loss_fn, params, batch, rtol=2**-8, grad_rtol=2**-8)
 
 
-@entry
-def python_numbers(draw: Draw) -> Entry:
+@fitted(lambda draw: {"slope": 1.5, "shift": -0.25}, lambda draw: draw(ROWS))
+def python_numbers(p, x):
     """Parameters that are floats of Python."""
-    forward = lambda p, x: p["slope"] * x + jnp.sin(p["shift"])
-    return fit(draw, forward, {"slope": 1.5, "shift": -0.25}, draw(ROWS))
+    return p["slope"] * x + jnp.sin(p["shift"])
 
 
 @entry

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zoo.entry import ROWS, Draw, Entry, entry, fit
+from zoo.entry import ROWS, Draw, Entry, entry, fit, fitted, with_loss
 from zoo.recurrent import over_time
 
 TIME, WIDTH = 4, 3
@@ -19,46 +19,40 @@ def rnn(step, x):
     return over_time(turn, jnp.zeros((x.shape[0], WIDTH), x.dtype), x)[1]
 
 
-@entry
-def scan_weight_twice_in_a_step(draw: Draw) -> Entry:
-    forward = lambda p, x: rnn(lambda h, x: jnp.tanh(jnp.tanh(h @ p) @ p + x), x)
-    return fit(draw, forward, square(draw), draw(ROWS, TIME, WIDTH))
+@fitted(lambda draw: square(draw), lambda draw: draw(ROWS, TIME, WIDTH))
+def scan_weight_twice_in_a_step(p, x):
+    return rnn(lambda h, x: jnp.tanh(jnp.tanh(h @ p) @ p + x), x)
 
 
-@entry
-def scan_weight_inside_and_outside(draw: Draw) -> Entry:
+@fitted(lambda draw: square(draw), lambda draw: draw(ROWS, TIME, WIDTH))
+def scan_weight_inside_and_outside(p, x):
     """Before, in and after the loop, once transposed."""
-    forward = lambda p, x: rnn(lambda h, x: jnp.tanh(h @ p + x), x @ p) @ p.T
-    return fit(draw, forward, square(draw), draw(ROWS, TIME, WIDTH))
+    return rnn(lambda h, x: jnp.tanh(h @ p + x), x @ p) @ p.T
 
 
-@entry
-def scan_weight_of_two_loops(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": square(draw), "b": draw(WIDTH)}, lambda draw: draw(ROWS, 2, WIDTH))
+def scan_weight_of_two_loops(p, x):
     """A weight that is the same in every turn of a loop in a loop, and in the outer loop."""
 
-    def forward(p, x):
-        def outer(h, _):
-            h, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"] + p["b"]), None), h, None, 2)
-            return jnp.sin(h @ p["w"]), None
+    def outer(h, _):
+        h, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"] + p["b"]), None), h, None, 2)
+        return jnp.sin(h @ p["w"]), None
 
-        return jax.lax.scan(outer, x, None, 2)[0]
-
-    return fit(draw, forward, {"w": square(draw), "b": draw(WIDTH)}, draw(ROWS, 2, WIDTH))
+    return jax.lax.scan(outer, x, None, 2)[0]
 
 
-@entry
-def scan_embeddings_step_by_step(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"table": draw(5, WIDTH) / 2, "w": square(draw)},
+    lambda draw: draw.ids(5, ROWS, TIME),
+)
+def scan_embeddings_step_by_step(p, ids):
     """A decoder: each step embeds a word and scores all words with the same table."""
 
-    def forward(p, ids):
-        def step(h, ids):
-            h = jnp.tanh(p["table"][ids] + h @ p["w"])
-            return h, h @ p["table"].T
+    def step(h, ids):
+        h = jnp.tanh(p["table"][ids] + h @ p["w"])
+        return h, h @ p["table"].T
 
-        return over_time(step, jnp.zeros((ids.shape[0], WIDTH), p["w"].dtype), ids)[1]
-
-    params = {"table": draw(5, WIDTH) / 2, "w": square(draw)}
-    return fit(draw, forward, params, draw.ids(5, ROWS, TIME))
+    return over_time(step, jnp.zeros((ids.shape[0], WIDTH), p["w"].dtype), ids)[1]
 
 
 @entry
@@ -76,163 +70,131 @@ def scan_convolutions_over_time(draw: Draw) -> Entry:
     return fit(draw, forward, draw.weight(3, 2, 2), draw(ROWS, 3, 4, 2))
 
 
-@entry
-def scan_over_stacked_kernels(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {
+        "kernel": draw(3, 3, 3, 2, 2) / 4,
+        "scale": draw.weight(3, 2),
+        "bias": draw(3, 2),
+    },
+    lambda draw: draw(ROWS, 4, 3, 2),
+)
+def scan_over_stacked_kernels(p, x):
     """Residual blocks of convolutions, every block with kernels, a scale and a bias of its own."""
-    params = {"kernel": draw(3, 3, 3, 2, 2) / 4, "scale": draw.weight(3, 2), "bias": draw(3, 2)}
 
-    def forward(p, x):
-        def block(x, p):
-            h = jax.lax.conv_general_dilated(
-                x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            return x + jnp.tanh(h * p["scale"] + p["bias"]), None
+    def block(x, p):
+        h = jax.lax.conv_general_dilated(
+            x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return x + jnp.tanh(h * p["scale"] + p["bias"]), None
 
-        return jax.lax.scan(jax.checkpoint(block), x, p)[0]
-
-    return fit(draw, forward, params, draw(ROWS, 4, 3, 2))
+    return jax.lax.scan(jax.checkpoint(block), x, p)[0]
 
 
-@entry
-def scan_over_normalised_weights(draw: Draw) -> Entry:
+@fitted(lambda draw: {"w": square(draw, 3), "b": draw(5, WIDTH)}, lambda draw: draw(ROWS, WIDTH))
+def scan_over_normalised_weights(p, x):
     """The stack that is scanned over is computed from parameters: W/‖W‖, and a slice of a stack."""
-    params = {"w": square(draw, 3), "b": draw(5, WIDTH)}
-
-    def forward(p, x):
-        w = p["w"] / jnp.linalg.norm(p["w"], axis=1, keepdims=True)
-        layer = lambda h, p: (jnp.tanh(h @ p[0] + p[1]), None)
-        return jax.lax.scan(layer, x, (w, p["b"][1:4]), reverse=True)[0]
-
-    return fit(draw, forward, params, draw(ROWS, WIDTH))
+    w = p["w"] / jnp.linalg.norm(p["w"], axis=1, keepdims=True)
+    layer = lambda h, p: (jnp.tanh(h @ p[0] + p[1]), None)
+    return jax.lax.scan(layer, x, (w, p["b"][1:4]), reverse=True)[0]
 
 
-@entry
-def scan_over_transposed_weights(draw: Draw) -> Entry:
+@fitted(lambda draw: jnp.moveaxis(square(draw, 4), 0, -1), lambda draw: draw(ROWS, 2, WIDTH))
+def scan_over_transposed_weights(p, x):
     """The layers stand on the last axis; half of them are scanned over, the rest unused."""
-
-    def forward(p, x):
-        stack = jnp.moveaxis(p, -1, 0)[:2]
-        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, stack)[0]
-
-    return fit(draw, forward, jnp.moveaxis(square(draw, 4), 0, -1), draw(ROWS, 2, WIDTH))
+    stack = jnp.moveaxis(p, -1, 0)[:2]
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, stack)[0]
 
 
-@entry
-def scan_over_joined_layers(draw: Draw) -> Entry:
+@fitted(lambda draw: [square(draw) for _ in range(3)], lambda draw: draw(ROWS, WIDTH))
+def scan_over_joined_layers(p, x):
     """Layers stored one by one, stacked before the scan."""
-
-    def forward(p, x):
-        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, jnp.stack(p))[0]
-
-    return fit(draw, forward, [square(draw) for _ in range(3)], draw(ROWS, WIDTH))
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, jnp.stack(p))[0]
 
 
-@entry
-def scan_twice_over_the_same_layers(draw: Draw) -> Entry:
+@fitted(lambda draw: square(draw, 2), lambda draw: {"a": draw(ROWS, WIDTH), "b": draw(ROWS, WIDTH)})
+def scan_twice_over_the_same_layers(p, x):
     """Two towers with shared layers, and once in reverse with transposed weights."""
-
-    def forward(p, x):
-        run = lambda x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p)[0]
-        back = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w.T), None), run(x["a"]), p, reverse=True)[0]
-        return back * run(x["b"])
-
-    return fit(draw, forward, square(draw, 2), {"a": draw(ROWS, WIDTH), "b": draw(ROWS, WIDTH)})
+    run = lambda x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p)[0]
+    back = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w.T), None), run(x["a"]), p, reverse=True)[0]
+    return back * run(x["b"])
 
 
-@entry
-def scan_over_layers_that_read_the_first(draw: Draw) -> Entry:
+@fitted(lambda draw: square(draw, 3), lambda draw: draw(ROWS, WIDTH))
+def scan_over_layers_that_read_the_first(p, x):
     """The stack is scanned over, and each turn also reads its first entry."""
-
-    def forward(p, x):
-        layer = lambda h, w: (jnp.tanh(h @ w) + h @ p[0], None)
-        return jax.lax.scan(layer, x, p)[0]
-
-    return fit(draw, forward, square(draw, 3), draw(ROWS, WIDTH))
+    layer = lambda h, w: (jnp.tanh(h @ w) + h @ p[0], None)
+    return jax.lax.scan(layer, x, p)[0]
 
 
-@entry
-def scan_weight_twice_in_a_layer(draw: Draw) -> Entry:
+@fitted(lambda draw: square(draw, 2), lambda draw: draw(ROWS, 2, WIDTH))
+def scan_weight_twice_in_a_layer(p, x):
     """Each layer uses its weight and the transpose of it."""
-
-    def forward(p, x):
-        layer = lambda h, w: (h + jnp.tanh(h @ w) @ w.T, None)
-        return jax.lax.scan(layer, x, p)[0]
-
-    return fit(draw, forward, square(draw, 2), draw(ROWS, 2, WIDTH))
+    layer = lambda h, w: (h + jnp.tanh(h @ w) @ w.T, None)
+    return jax.lax.scan(layer, x, p)[0]
 
 
-@entry
-def scan_over_words_and_weights(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"w": draw(TIME, 2, WIDTH), "b": draw(TIME, WIDTH), "hidden": square(draw)},
+    lambda draw: draw(ROWS, TIME, 2),
+)
+def scan_over_words_and_weights(p, x):
     """Every time step has a weight of its own: data and parameters are scanned side by side."""
 
-    def forward(p, x):
-        def step(h, turn):
-            x, w, b = turn
-            h = jnp.tanh(x @ w + h @ p["hidden"] + b)
-            return h, jnp.sum(h, axis=-1)
+    def step(h, turn):
+        x, w, b = turn
+        h = jnp.tanh(x @ w + h @ p["hidden"] + b)
+        return h, jnp.sum(h, axis=-1)
 
-        start = jnp.zeros((x.shape[0], WIDTH), x.dtype)
-        _, sums = jax.lax.scan(step, start, (jnp.moveaxis(x, 1, 0), p["w"], p["b"]))
-        return sums.T
-
-    params = {"w": draw(TIME, 2, WIDTH), "b": draw(TIME, WIDTH), "hidden": square(draw)}
-    return fit(draw, forward, params, draw(ROWS, TIME, 2))
+    start = jnp.zeros((x.shape[0], WIDTH), x.dtype)
+    _, sums = jax.lax.scan(step, start, (jnp.moveaxis(x, 1, 0), p["w"], p["b"]))
+    return sums.T
 
 
-@entry
-def scan_that_returns_parameters(draw: Draw) -> Entry:
+@with_loss(lambda draw: square(draw, 2), lambda draw: {"x": draw(ROWS, WIDTH), "y": draw(ROWS, 2)})
+def scan_that_returns_parameters(params, batch):
     """The penalty and the weights themselves leave the loop beside the activations."""
 
-    def loss_fn(params, batch):
-        def layer(h, w):
-            return jnp.tanh(h @ w), (jnp.sum(w**2), w[0])
+    def layer(h, w):
+        return jnp.tanh(h @ w), (jnp.sum(w**2), w[0])
 
-        h, (penalties, firsts) = jax.lax.scan(layer, batch["x"], params)
-        error = jnp.mean((h @ firsts.T - batch["y"]) ** 2)
-        return error + 0.1 * jnp.sum(penalties)
-
-    return Entry(loss_fn, square(draw, 2), {"x": draw(ROWS, WIDTH), "y": draw(ROWS, 2)})
+    h, (penalties, firsts) = jax.lax.scan(layer, batch["x"], params)
+    error = jnp.mean((h @ firsts.T - batch["y"]) ** 2)
+    return error + 0.1 * jnp.sum(penalties)
 
 
-@entry
-def scan_that_adds_up_a_penalty(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: square(draw, 3), lambda draw: {"x": draw(ROWS, WIDTH), "y": draw(ROWS, WIDTH)}
+)
+def scan_that_adds_up_a_penalty(params, batch):
     """The carry holds a number that is computed from parameters alone."""
 
-    def loss_fn(params, batch):
-        def layer(carry, w):
-            h, penalty = carry
-            return (jnp.tanh(h @ w), penalty + jnp.sum(jnp.abs(w))), None
+    def layer(carry, w):
+        h, penalty = carry
+        return (jnp.tanh(h @ w), penalty + jnp.sum(jnp.abs(w))), None
 
-        (h, penalty), _ = jax.lax.scan(layer, (batch["x"], 0.0), params)
-        return jnp.mean((h - batch["y"]) ** 2) + 0.1 * penalty
-
-    return Entry(loss_fn, square(draw, 3), {"x": draw(ROWS, WIDTH), "y": draw(ROWS, WIDTH)})
+    (h, penalty), _ = jax.lax.scan(layer, (batch["x"], 0.0), params)
+    return jnp.mean((h - batch["y"]) ** 2) + 0.1 * penalty
 
 
-@entry
-def scan_of_parameters_alone(draw: Draw) -> Entry:
+@fitted(lambda draw: square(draw, 3), lambda draw: draw(ROWS, WIDTH))
+def scan_of_parameters_alone(p, x):
     """A product of matrices by a scan, applied to the data afterwards."""
-
-    def forward(p, x):
-        product, _ = jax.lax.scan(lambda m, w: (m @ w, None), jnp.eye(WIDTH, dtype=x.dtype), p)
-        return jnp.tanh(x @ product)
-
-    return fit(draw, forward, square(draw, 3), draw(ROWS, WIDTH))
+    product, _ = jax.lax.scan(lambda m, w: (m @ w, None), jnp.eye(WIDTH, dtype=x.dtype), p)
+    return jnp.tanh(x @ product)
 
 
-@entry
-def scan_behind_stop_gradient(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"w": square(draw), "s": draw.weight(WIDTH)},
+    lambda draw: draw(ROWS, WIDTH),
+    each=True,
+)
+def scan_behind_stop_gradient(p, x):
     """A loop whose number of turns depends on the data, over parameters that it does not train."""
-
-    def one(p, x):
-        frozen = jax.lax.stop_gradient(p["w"])
-        small = lambda h: jnp.max(jnp.abs(h)) < 4
-        start = jax.lax.stop_gradient(x)
-        h = jax.lax.while_loop(small, lambda h: 2 * h + 0.1 * jnp.tanh(h @ frozen), start)
-        return jnp.tanh(h @ p["w"] / 4) * p["s"]
-
-    params = {"w": square(draw), "s": draw.weight(WIDTH)}
-    return fit(draw, jax.vmap(one, in_axes=(None, 0)), params, draw(ROWS, WIDTH))
+    frozen = jax.lax.stop_gradient(p["w"])
+    small = lambda h: jnp.max(jnp.abs(h)) < 4
+    start = jax.lax.stop_gradient(x)
+    h = jax.lax.while_loop(small, lambda h: 2 * h + 0.1 * jnp.tanh(h @ frozen), start)
+    return jnp.tanh(h @ p["w"] / 4) * p["s"]
 
 
 @entry

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit
+from zoo.entry import ROWS, Draw, Entry, cross_entropy, entry, fit, fitted, with_loss
 
 HEADS, HEAD, WIDTH, TOKENS, WORDS = 2, 3, 4, 5, 6
 
@@ -50,35 +50,31 @@ def text(draw: Draw):
     return {"ids": draw.ids(WORDS, ROWS, TOKENS), "next": draw.ids(WORDS, ROWS, TOKENS)}
 
 
-@entry
-def transformer(draw: Draw) -> Entry:
-    params = {
+@with_loss(
+    lambda draw: {
         "table": draw(WORDS, WIDTH),
         "positions": draw(TOKENS + 2, WIDTH) / 2,
         "blocks": [block_params(draw), block_params(draw)],
         "head": draw.weight(WIDTH, WORDS),
-    }
+    },
+    lambda draw: text(draw),
+)
+def transformer(params, batch):
+    x = params["table"][batch["ids"]] + params["positions"][:TOKENS]
+    for p in params["blocks"]:
+        x = block(p, x)
+    return cross_entropy(x @ params["head"], batch["next"])
 
-    def loss_fn(params, batch):
-        x = params["table"][batch["ids"]] + params["positions"][:TOKENS]
-        for p in params["blocks"]:
-            x = block(p, x)
-        return cross_entropy(x @ params["head"], batch["next"])
 
-    return Entry(loss_fn, params, text(draw))
-
-
-@entry
-def scanned_layers_with_remat_and_tied_embedding(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"table": draw(WORDS, WIDTH), "blocks": block_params(draw, 3)},
+    lambda draw: text(draw),
+)
+def scanned_layers_with_remat_and_tied_embedding(params, batch):
     """One block, rematerialised, scanned over stacked parameters."""
-    params = {"table": draw(WORDS, WIDTH), "blocks": block_params(draw, 3)}
-
-    def loss_fn(params, batch):
-        layer = jax.checkpoint(lambda x, p: (block(p, x), None))
-        x, _ = jax.lax.scan(layer, params["table"][batch["ids"]], params["blocks"])
-        return cross_entropy(x @ params["table"].T, batch["next"])
-
-    return Entry(loss_fn, params, text(draw))
+    layer = jax.checkpoint(lambda x, p: (block(p, x), None))
+    x, _ = jax.lax.scan(layer, params["table"][batch["ids"]], params["blocks"])
+    return cross_entropy(x @ params["table"].T, batch["next"])
 
 
 @entry
@@ -95,40 +91,32 @@ def scanned_layers_unrolled_with_policy(draw: Draw) -> Entry:
     return fit(draw, forward, params, draw(ROWS, 3, 4))
 
 
-@entry
-def layers_in_nested_scans(draw: Draw) -> Entry:
+@fitted(lambda draw: draw(2, 2, 4, 4) / 2, lambda draw: draw(ROWS, 2, 4))
+def layers_in_nested_scans(p, x):
     """Groups of layers: a scan in a scan, as for remat in √n pieces."""
-
-    def forward(p, x):
-        layer = lambda h, w: (jnp.tanh(h @ w), None)
-        group = jax.checkpoint(lambda h, ws: jax.lax.scan(layer, h, ws))
-        return jax.lax.scan(group, x, p)[0]
-
-    return fit(draw, forward, draw(2, 2, 4, 4) / 2, draw(ROWS, 2, 4))
+    layer = lambda h, w: (jnp.tanh(h @ w), None)
+    group = jax.checkpoint(lambda h, ws: jax.lax.scan(layer, h, ws))
+    return jax.lax.scan(group, x, p)[0]
 
 
-@entry
-def shared_layer_in_a_scan(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"block": block_params(draw), "turns": draw(3, WIDTH)},
+    lambda draw: draw(ROWS, 3, WIDTH),
+)
+def shared_layer_in_a_scan(p, x):
     """A universal transformer: every turn applies the same block, with a bias of its own."""
-    params = {"block": block_params(draw), "turns": draw(3, WIDTH)}
-
-    def forward(p, x):
-        turn = lambda x, bias: (block(p["block"], x + bias), None)
-        return jax.lax.scan(turn, x, p["turns"])[0]
-
-    return fit(draw, forward, params, draw(ROWS, 3, WIDTH))
+    turn = lambda x, bias: (block(p["block"], x + bias), None)
+    return jax.lax.scan(turn, x, p["turns"])[0]
 
 
-@entry
-def fused_projection(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"qkv": draw.weight(WIDTH, 3 * HEADS * HEAD), "b": draw(3 * HEADS * HEAD)},
+    lambda draw: draw(ROWS, TOKENS, WIDTH),
+)
+def fused_projection(p, x):
     """One weight for q, k and v; the output of the product is split."""
-    params = {"qkv": draw.weight(WIDTH, 3 * HEADS * HEAD), "b": draw(3 * HEADS * HEAD)}
-
-    def forward(p, x):
-        fused = (x @ p["qkv"] + p["b"]).reshape(*x.shape[:2], 3, HEADS, HEAD)
-        return attend(fused[:, :, 0], fused[:, :, 1], fused[:, :, 2])
-
-    return fit(draw, forward, params, draw(ROWS, TOKENS, WIDTH))
+    fused = (x @ p["qkv"] + p["b"]).reshape(*x.shape[:2], 3, HEADS, HEAD)
+    return attend(fused[:, :, 0], fused[:, :, 1], fused[:, :, 2])
 
 
 @entry
@@ -146,35 +134,34 @@ def split_weight(draw: Draw) -> Entry:
     return fit(draw, forward, params, draw(ROWS, TOKENS, WIDTH))
 
 
-@entry
-def cross_attention(draw: Draw) -> Entry:
-    """Queries of one sequence, keys and values of another of a different length and width."""
-    params = {
+@fitted(
+    lambda draw: {
         "q": draw.weight(WIDTH, HEADS, HEAD),
         "kv": draw(3, 2, HEADS, HEAD) / 2,
         "o": draw.weight(HEADS, HEAD, WIDTH),
-    }
+    },
+    lambda draw: {"queries": draw(ROWS, TOKENS, WIDTH), "memory": draw(ROWS, 3, 3)},
+)
+def cross_attention(p, x):
+    """Queries of one sequence, keys and values of another of a different length and width."""
+    q = jnp.einsum("btd,dhk->bthk", x["queries"], p["q"])
+    k, v = jnp.einsum("bsd,dchk->cbshk", x["memory"], p["kv"])
+    return jnp.einsum("bthk,hkd->btd", attend(q, k, v, causal=False), p["o"])
 
-    def forward(p, x):
-        q = jnp.einsum("btd,dhk->bthk", x["queries"], p["q"])
-        k, v = jnp.einsum("bsd,dchk->cbshk", x["memory"], p["kv"])
-        return jnp.einsum("bthk,hkd->btd", attend(q, k, v, causal=False), p["o"])
 
-    inputs = {"queries": draw(ROWS, TOKENS, WIDTH), "memory": draw(ROWS, 3, 3)}
-    return fit(draw, forward, params, inputs)
-
-
-@entry
-def learned_queries(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {
+        "queries": draw(2, WIDTH),
+        "q": draw.weight(WIDTH, WIDTH),
+        "k": draw.weight(3, WIDTH),
+    },
+    lambda draw: draw(ROWS, TOKENS, 3),
+)
+def learned_queries(p, x):
     """Perceiver: the queries are parameters, without a batch axis until they meet the data."""
-    params = {"queries": draw(2, WIDTH), "q": draw.weight(WIDTH, WIDTH), "k": draw.weight(3, WIDTH)}
-
-    def forward(p, x):
-        q, k = p["queries"] @ p["q"], x @ p["k"]
-        scores = jax.nn.softmax(jnp.einsum("qd,btd->bqt", q, k))
-        return jnp.einsum("bqt,btd->bqd", scores, k)
-
-    return fit(draw, forward, params, draw(ROWS, TOKENS, 3))
+    q, k = p["queries"] @ p["q"], x @ p["k"]
+    scores = jax.nn.softmax(jnp.einsum("qd,btd->bqt", q, k))
+    return jnp.einsum("bqt,btd->bqd", scores, k)
 
 
 @entry
@@ -231,50 +218,42 @@ def relative_position_bias(draw: Draw) -> Entry:
     return fit(draw, forward, params, draw(ROWS, TOKENS, WIDTH))
 
 
-@entry
-def mean_over_real_tokens(draw: Draw) -> Entry:
+@with_loss(
+    lambda draw: {"table": draw(WORDS, WIDTH), "head": draw.weight(WIDTH, WORDS)},
+    lambda draw: {**text(draw), "length": 1 + draw.ids(TOKENS, ROWS)},
+)
+def mean_over_real_tokens(params, batch):
     """Sequences of several lengths: each example is the mean over its own tokens."""
-    params = {"table": draw(WORDS, WIDTH), "head": draw.weight(WIDTH, WORDS)}
-
-    def loss_fn(params, batch):
-        scores = jax.nn.log_softmax(jnp.tanh(params["table"][batch["ids"]]) @ params["head"])
-        losses = -jnp.take_along_axis(scores, batch["next"][..., None], axis=-1)[..., 0]
-        real = (jnp.arange(TOKENS) < batch["length"][:, None]).astype(losses.dtype)
-        return jnp.mean(jnp.sum(losses * real, axis=1) / jnp.sum(real, axis=1))
-
-    return Entry(loss_fn, params, {**text(draw), "length": 1 + draw.ids(TOKENS, ROWS)})
+    scores = jax.nn.log_softmax(jnp.tanh(params["table"][batch["ids"]]) @ params["head"])
+    losses = -jnp.take_along_axis(scores, batch["next"][..., None], axis=-1)[..., 0]
+    real = (jnp.arange(TOKENS) < batch["length"][:, None]).astype(losses.dtype)
+    return jnp.mean(jnp.sum(losses * real, axis=1) / jnp.sum(real, axis=1))
 
 
-@entry
-def mask_token(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"token": draw(WIDTH), "cache": draw(2, WIDTH), "w": draw.weight(WIDTH, WIDTH)},
+    lambda draw: {"x": draw(ROWS, TOKENS, WIDTH), "hidden": draw.ids(2, ROWS, TOKENS) > 0},
+)
+def mask_token(p, x):
     """Some positions are replaced by one learned vector, others receive cached parameters."""
-    params = {"token": draw(WIDTH), "cache": draw(2, WIDTH), "w": draw.weight(WIDTH, WIDTH)}
-
-    def forward(p, x):
-        h = jnp.where(x["hidden"][..., None], p["token"], x["x"])
-        h = h.at[:, 1:3].set(p["cache"])
-        return jnp.tanh(h @ p["w"])
-
-    inputs = {"x": draw(ROWS, TOKENS, WIDTH), "hidden": draw.ids(2, ROWS, TOKENS) > 0}
-    return fit(draw, forward, params, inputs)
+    h = jnp.where(x["hidden"][..., None], p["token"], x["x"])
+    h = h.at[:, 1:3].set(p["cache"])
+    return jnp.tanh(h @ p["w"])
 
 
-@entry
-def attention_by_jax(draw: Draw) -> Entry:
+@fitted(
+    lambda draw: {"q": draw(WIDTH, 2, 4) / 2, "kv": draw(2, WIDTH, 1, 4) / 2},
+    lambda draw: {"x": draw(ROWS, TOKENS, WIDTH), "length": 1 + draw.ids(TOKENS, ROWS)},
+)
+def attention_by_jax(p, x):
     """`jax.nn.dot_product_attention`, with grouped queries and a length for every example."""
-    params = {"q": draw(WIDTH, 2, 4) / 2, "kv": draw(2, WIDTH, 1, 4) / 2}
-
-    def forward(p, x):
-        q = jnp.einsum("btd,dhk->bthk", x["x"], p["q"])
-        k, v = jnp.einsum("btd,cdhk->cbthk", x["x"], p["kv"])
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=True,
-            query_seq_lengths=x["length"],
-            key_value_seq_lengths=x["length"],
-        )
-
-    inputs = {"x": draw(ROWS, TOKENS, WIDTH), "length": 1 + draw.ids(TOKENS, ROWS)}
-    return fit(draw, forward, params, inputs)
+    q = jnp.einsum("btd,dhk->bthk", x["x"], p["q"])
+    k, v = jnp.einsum("btd,cdhk->cbthk", x["x"], p["kv"])
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        query_seq_lengths=x["length"],
+        key_value_seq_lengths=x["length"],
+    )

@@ -20,7 +20,6 @@ from adaoptax.measure.exact.mixing import check_separable
 from adaoptax.measure.exact.planning import make_plan
 from adaoptax.measure.exact.roots import Carriers
 from adaoptax.measure.exact.sums import Setting
-from adaoptax.measure.exact.trace import trace_example
 from adaoptax.measure.exact.walk import walk
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.rows import check_mask, count_rows, replace_padding
@@ -130,3 +129,43 @@ def _refuse(saved: None, cotangents: Any) -> tuple:
 
 
 _final.defvjp(lambda tree: (tree, None), _refuse)
+
+
+class Traced(NamedTuple):
+    """The loss of one example.
+
+    Attributes:
+        closed: Jaxpr of the leaves of the parameters, of one row of the batch and of its keys.
+        outputs: Structure of ``(loss, aux)``.
+        data: The rows and keys of all examples, one array for each input after the parameters.
+    """
+
+    closed: Any
+    outputs: Any
+    data: list[jax.Array]
+
+
+def trace_example(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Traced:
+    """Traces `loss` on a batch of one row; `args` hold one key for each row."""
+    is_key = loss.is_key(args)
+    keys = [arg for arg, key in zip(args, is_key, strict=True) if key]
+    shared = [arg for arg, key in zip(args, is_key, strict=True) if not key]
+
+    def of_one(params: ArrayTree, row: ArrayTree, keys: list) -> tuple[jax.Array, Any]:
+        rest = {True: iter(keys), False: iter(shared)}
+        one = jax.tree.map(lambda x: x[None], row)
+        value, aux = loss(params, one, tuple(next(rest[key]) for key in is_key))
+        return value, aux
+
+    as_array = lambda x: x if hasattr(x, "dtype") else jnp.asarray(x)
+    rows = jax.tree.map(as_array, (batch, keys))
+    traced: list[tuple] = []
+
+    def on_row(params: ArrayTree, row: ArrayTree, keys: list) -> int:
+        traced.append(jax.make_jaxpr(of_one, return_shape=True)(params, row, keys))
+        return 0
+
+    # Under vmap a row has the type that it will have in the walk: on its mesh, with its devices.
+    jax.eval_shape(jax.vmap(on_row, (None, 0, 0), None), params, *rows)
+    ((closed, outputs),) = traced
+    return Traced(closed, outputs, jax.tree.leaves(rows))

@@ -42,7 +42,7 @@ class Different(Exception):
     """The two traces are not the same program."""
 
 
-def walk(small: Any, large: Any, ins: Sequence[Value], caller: Any = None) -> list[Value]:
+def propagate(small: Any, large: Any, ins: Sequence[Value], caller: Any = None) -> list[Value]:
     """What is known of the results of a jaxpr, from what is known of its operands.
 
     Args:
@@ -95,7 +95,7 @@ def _evaluate(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Val
         inner, other = body_of_call(small), body_of_call(large)
         if len(getattr(inner, "jaxpr", inner).invars) == len(ins):
             blamed = caller or (small if _is_of_jax(inner) else None)
-            return walk(inner, other, ins, blamed)
+            return propagate(inner, other, ins, blamed)
     if name == "scan":
         return _scan(small, large, ins, caller)
     if name == "cond":
@@ -176,7 +176,7 @@ def _is_of_jax(jaxpr: Any) -> bool:
 
 def _cond(small: Any, large: Any, ins: list[Value], caller: Any) -> list[Value]:
     pairs = zip(Parameters(small)["branches"], Parameters(large)["branches"], strict=True)
-    results = [walk(a, b, ins[1:], caller) for a, b in pairs]
+    results = [propagate(a, b, ins[1:], caller) for a, b in pairs]
     return [branches(cases) for cases in zip(*results, strict=True)]
 
 
@@ -219,7 +219,7 @@ def _loop(
 ) -> tuple[list[Value], list[Value]]:
     """Turns until what is known of the carry stays the same; (carry, outputs of a turn)."""
     for _ in range(4):
-        out = walk(*bodies, [*consts, *carry, *xs], caller)
+        out = propagate(*bodies, [*consts, *carry, *xs], caller)
         after = [_either(*pair) for pair in zip(carry, out, strict=False)]
         if after == carry:
             return carry, out[len(carry) :]
