@@ -50,7 +50,7 @@ class TrackNoiseScaleState(NamedTuple):
         block_room: Examples that the last block has room for; where a step overfills it, the next
             one has as much less.
         noise_steps: Steps with evidence so far, in the blocks or dropped since.
-        noise_steps_undefined: Steps without (one group, NaN or infinite, no gradient and no noise).
+        noise_steps_undefined: Steps without evidence.
     """
 
     noise_sums: jax.Array
@@ -108,8 +108,8 @@ def track_noise_scale(
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with `TrackNoiseScaleState`; `update` requires
-        ``stats=``, with `coordinate_variance` if `per_layer`. A step without evidence (one group,
-        NaN or infinite, no gradient and no noise) is counted and changes nothing else.
+        ``stats=``, with `coordinate_variance` if `per_layer`. A step without evidence is counted
+        and changes nothing else: "Undefined statistics" in the guide lists the cases.
 
     Raises:
         ValueError: If `horizon` is not positive.
