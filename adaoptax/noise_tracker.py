@@ -327,8 +327,7 @@ def noise_scale_by_layer(
 
 
 def _tracker(opt_state: Any) -> TrackNoiseScaleState:
-    is_tracker = lambda node: isinstance(node, TrackNoiseScaleState)
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_tracker) if is_tracker(x)]
+    found = _tree.nodes(opt_state, TrackNoiseScaleState)
     if len(found) != 1:
         raise ValueError(
             f"Expected one noise-scale tracker in opt_state, got {len(found)} in"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages
 
@@ -63,8 +64,7 @@ def required_batch_size(opt_state: ArrayTree) -> jax.Array:
         >>> float(adaoptax.required_batch_size(tx.init(jnp.ones(3))))  # nothing measured yet
         0.0
     """
-    is_test = lambda node: isinstance(node, BatchTestState)
-    tests = [node for node in jax.tree.leaves(opt_state, is_leaf=is_test) if is_test(node)]
+    tests = _tree.nodes(opt_state, BatchTestState)
     if not tests:
         raise ValueError(
             f"Expected a batch test in opt_state, got none in {type(opt_state).__name__}: put one"

@@ -1,7 +1,5 @@
 """The coordinate-wise test: energy quantile by brute force, identities with the norm test."""
 
-from typing import Any
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import strategies as st
+from one_step import required as require
 
 import adaoptax
 from adaoptax.batch_tests.coordinate import energy_quantile
@@ -64,10 +63,6 @@ def test_energy_quantile_in_float64():
 def random_rows(seed: int, n: int = 9, d: int = 30) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, d)) * rng.uniform(0.1, 2, d) + rng.normal(size=d)
-
-
-def require(tx: Any, grads: Any, stats: Any) -> float:
-    return float(tx.update(grads, tx.init(grads), stats=stats)[1].required_batch_size)
 
 
 @pytest.mark.parametrize("coverage", [0.3, 0.9, 1.0])
