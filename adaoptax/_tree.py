@@ -56,3 +56,9 @@ def weighed_total(tree: ArrayTree, metric: ArrayTree | None) -> jax.Array:
 def select(condition: jax.Array, on_true: ArrayTree, on_false: ArrayTree) -> ArrayTree:
     """Leaf by leaf `on_true` where the scalar `condition` holds, else `on_false`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
+
+
+def nodes(tree: ArrayTree, kind: type) -> list[Any]:
+    """All nodes of one kind in a tree, such as the states of one transformation."""
+    is_kind = lambda node: isinstance(node, kind)
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]

@@ -50,7 +50,7 @@ class TrackNoiseScaleState(NamedTuple):
         block_room: Examples that the last block has room for; where a step overfills it, the next
             one has as much less.
         noise_steps: Steps with evidence so far, in the blocks or dropped since.
-        noise_steps_undefined: Steps without (one group, NaN or infinite, no gradient and no noise).
+        noise_steps_undefined: Steps without evidence.
     """
 
     noise_sums: jax.Array
@@ -108,8 +108,8 @@ def track_noise_scale(
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with `TrackNoiseScaleState`; `update` requires
-        ``stats=``, with `coordinate_variance` if `per_layer`. A step without evidence (one group,
-        NaN or infinite, no gradient and no noise) is counted and changes nothing else.
+        ``stats=``, with `coordinate_variance` if `per_layer`. A step without evidence is counted
+        and changes nothing else: "Undefined statistics" in the guide lists the cases.
 
     Raises:
         ValueError: If `horizon` is not positive.
@@ -327,8 +327,7 @@ def noise_scale_by_layer(
 
 
 def _tracker(opt_state: Any) -> TrackNoiseScaleState:
-    is_tracker = lambda node: isinstance(node, TrackNoiseScaleState)
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_tracker) if is_tracker(x)]
+    found = _tree.nodes(opt_state, TrackNoiseScaleState)
     if len(found) != 1:
         raise ValueError(
             f"Expected one noise-scale tracker in opt_state, got {len(found)} in"

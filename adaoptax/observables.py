@@ -1,10 +1,9 @@
 """What is worth looking at after a step: a few scalars for decisions, records and pictures."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.batch_tests import BatchTestState, required_batch_size
 from adaoptax.noise_tracker import TrackNoiseScaleState, noise_scale_estimate
@@ -58,25 +57,19 @@ def observables(
         "signal": signal(stats),
         "noise_scale": noise_scale(stats),
     }
-    if tests := _nodes(opt_state, BatchTestState):
+    if tests := _tree.nodes(opt_state, BatchTestState):
         # A requirement that was kept, for want of evidence or of a test, is no new one.
         tested = jnp.stack([test.tested for test in tests])
         decided = jnp.stack([test.tested & ~test.undefined for test in tests])
         seen["measured"] &= jnp.any(tested, axis=0)
         required = required_batch_size(opt_state)
         seen["required"] = jnp.where(jnp.any(decided, axis=0), required, jnp.nan)
-    for adascale in _nodes(opt_state, ScaleByAdaScaleState)[:1]:
+    for adascale in _tree.nodes(opt_state, ScaleByAdaScaleState)[:1]:
         count, fraction = adascale.scale_invariant_count, adascale.scale_invariant_fraction
         seen["gain"] = adascale.gain
         seen["scale_invariant_steps"] = count.astype(fraction.dtype) + fraction
-    for tracker in _nodes(opt_state, TrackNoiseScaleState)[:1]:
+    for tracker in _tree.nodes(opt_state, TrackNoiseScaleState)[:1]:
         tracked = noise_scale_estimate(tracker)
         seen["noise_scale_tracked"] = tracked.noise_scale
         seen["noise_scale_low"], seen["noise_scale_high"] = tracked.low, tracked.high
     return seen
-
-
-def _nodes(tree: Any, kind: type) -> list[Any]:
-    """All nodes of one kind in a tree."""
-    is_kind = lambda node: isinstance(node, kind)
-    return [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]

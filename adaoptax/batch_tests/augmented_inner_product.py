@@ -1,12 +1,18 @@
 """The augmented inner-product test: agreement along the gradient, and little noise across it."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from adaoptax import _validate
-from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
-from adaoptax.batch_tests.inner_product import leave_one_out_along, required_along, variance_along
-from adaoptax.stats import orthogonal_variance
+from adaoptax.batch_tests.batch_test import gradient_test, tolerated
+from adaoptax.batch_tests.inner_product import required_along, unless_underflow
+from adaoptax.stats import (
+    GradientStats,
+    orthogonal_variance,
+    require_inner_product_variance,
+    require_leave_one_out_variance,
+)
 from adaoptax.typing import Scalar
 
 
@@ -63,13 +69,15 @@ def augmented_inner_product_test(
     """
     _validate.positive("theta", theta, "it is the tolerated relative error along the gradient.")
     _validate.positive("nu", nu, "it is the tolerated relative error across the gradient.")
-    formula = scalar_formula(
-        "augmented_inner_product_test",
-        noises=(leave_one_out_along if leave_one_out else variance_along, orthogonal_variance),
+    measured = require_leave_one_out_variance if leave_one_out else require_inner_product_variance
+
+    def noise(stats: GradientStats) -> tuple[jax.Array, jax.Array]:
+        return unless_underflow(measured(stats), stats), orthogonal_variance(stats)
+
+    def required(noises: tuple[jax.Array, jax.Array], sq_signal: jax.Array) -> jax.Array:
+        along, across = noises
         # fmax: one part may be 0/0 while the other decides.
-        required=lambda noises, sq_signal: jnp.fmax(
-            required_along(noises[0], theta, sq_signal), tolerated(noises[1], nu, sq_signal)
-        ),
-        signal_kind=signal,
-    )
-    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)
+        return jnp.fmax(required_along(along, theta, sq_signal), tolerated(across, nu, sq_signal))
+
+    name = "augmented_inner_product_test"
+    return gradient_test(name, noise, required, signal, dataset_size, decay, interval)

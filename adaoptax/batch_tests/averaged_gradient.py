@@ -8,7 +8,8 @@ import optax
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
-from adaoptax.batch_tests.framework import AveragedGradient, BatchTestState
+from adaoptax.batch_tests.batch_test import GradientTest
+from adaoptax.batch_tests.state import BatchTestState
 from adaoptax.stats import GradientStats, check_stats, is_measured
 from adaoptax.typing import Scalar
 
@@ -69,7 +70,7 @@ def averaged_gradient(
 
     Raises:
         ValueError: If `window` is not a whole number ≥ 2 or `gamma` not in (0, 1).
-        TypeError: At `init` or `update`, if `test` is not one of these.
+        TypeError: If `test` is not one of these.
 
     Examples:
         >>> import adaoptax, jax.numpy as jnp
@@ -94,16 +95,17 @@ def averaged_gradient(
             f"Expected 0 < gamma < 1, got gamma={gamma!r}: it is how much shorter than one gradient"
             " their mean is on noise; 0.38 is usual."
         )
-    test = optax.with_extra_args_support(test)
+    if not isinstance(test, GradientTest):
+        name = getattr(test.update, "__qualname__", test.update)
+        raise TypeError(
+            "Expected test to be one batch test of the norm of a gradient (norm_test,"
+            " inner_product_test, augmented_inner_product_test or optimal_split), got one with the"
+            f" update {name}: a mean of gradients cannot stand for another signal. Wrap the test"
+            " alone, as in optax.chain(averaged_gradient(norm_test(0.9)), optimizer)."
+        )
 
     def init_fn(params: ArrayTree) -> AveragedGradientState:
         tested = test.init(params)
-        if not isinstance(tested, BatchTestState):
-            raise TypeError(
-                f"Expected test to be one batch test, got one with state {type(tested).__name__}:"
-                " wrap the test alone, as in optax.chain(averaged_gradient(norm_test(0.9)),"
-                " optimizer)."
-            )
         wide = lambda p: jnp.promote_types(jnp.result_type(p), jnp.float32)
         return AveragedGradientState(
             gradient_sum=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(p)), params),
@@ -126,9 +128,13 @@ def averaged_gradient(
         mean_sq_norm = _tree.sq_norm(total) / jnp.maximum(count, 1) ** 2
         noisy = mean_sq_norm < gamma**2 * stats.sq_norm
         full = (count >= window) & is_measured(stats)
-        average = AveragedGradient(full & noisy, mean_sq_norm, count)
+        instead = lambda mean, one: jnp.where(full & noisy, mean, one)
+        averaged = stats._replace(
+            sq_norm=instead(mean_sq_norm, stats.sq_norm),
+            num_examples=instead(count * stats.num_examples, stats.num_examples),
+        )
         updates, tested = test.update(
-            updates, state.test, params, stats=stats, averaged=average, **extra_args
+            updates, state.test, params, stats=stats, averaged=averaged, **extra_args
         )
         # A test that ran has looked at the block; one between two intervals has not.
         tests = lambda s: s.tests_run + s.tests_undefined

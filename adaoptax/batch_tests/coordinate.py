@@ -8,7 +8,7 @@ import optax
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
-from adaoptax.batch_tests.framework import SIGNALS, Formula, Terms, batch_test
+from adaoptax.batch_tests.batch_test import Terms, batch_test, debias
 from adaoptax.stats import GradientStats, ratio, require_coordinate_variance
 from adaoptax.typing import Scalar
 
@@ -77,46 +77,44 @@ def coordinate_test(
         coordinates without gradient is ours).
     """
     _validate.positive("eta", eta, "it is the tolerated relative error of a coordinate.")
-    _validate.one_of("signal", signal, SIGNALS)
     if _validate.is_number(coverage) and not 0 < coverage <= 1:
         raise ValueError(
             f"Expected 0 < coverage <= 1, got coverage={coverage!r}: it is the share of the squared"
             " gradient whose coordinates have to pass."
         )
 
-    def terms(grads: ArrayTree, stats: GradientStats) -> Terms:
-        def of_coordinates(g: Any, v: jax.Array) -> Any:
-            if isinstance(g, optax.MaskedNode):  # under optax.masked the rest is not ours
-                return g
-            sq = _tree.squared_modulus(g)
-            return sq - v / stats.num_examples if signal == "debiased" else sq
-
-        is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    def terms(grads: ArrayTree, stats: GradientStats, **extra_args: Any) -> Terms:
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # under optax.masked: not ours
         variance = require_coordinate_variance(stats)
-        sq_signal = jax.tree.map(of_coordinates, grads, variance, is_leaf=is_masked)
+        sq_signal = jax.tree.map(
+            lambda g, v: (
+                g
+                if is_masked(g)
+                else debias(_tree.squared_modulus(g), v / stats.num_examples, signal)
+            ),
+            grads,
+            variance,
+            is_leaf=is_masked,
+        )
         keep = lambda s, v: s if is_masked(s) else v
         return Terms(jax.tree.map(keep, sq_signal, variance, is_leaf=is_masked), sq_signal)
 
-    def like(params: ArrayTree, dtype: Any) -> Terms:
-        del dtype
+    def required(variance: ArrayTree, sq_signal: ArrayTree) -> jax.Array:
+        return energy_quantile(variance, sq_signal, coverage) / eta**2
+
+    def zeros(params: ArrayTree) -> Terms:
         real = lambda p: jnp.zeros_like(p, dtype=_tree.scalar_dtype(p))  # sharded like p
         return Terms(jax.tree.map(real, params), jax.tree.map(real, params))
 
-    formula = Formula(
-        name="coordinate_test",
-        terms=terms,
-        required=lambda terms: energy_quantile(terms, coverage) / eta**2,
-        signal_of=lambda terms: _tree.total(lambda s: s, terms.signal),
-        like=like,
-    )
-    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)
+    name = "coordinate_test"
+    return batch_test(name, terms, required, signal, dataset_size, decay, interval, zeros)
 
 
-def energy_quantile(terms: Terms, coverage: Any) -> jax.Array:
+def energy_quantile(variance: ArrayTree, signal: ArrayTree, coverage: Any) -> jax.Array:
     """Quantile of v_j/s_j over coordinates weighted by s_j⁺; inf without signal, NaN for 0/0."""
-    energy = jax.tree.map(lambda s: jnp.maximum(s, 0), terms.signal)
-    ratios = jax.tree.map(lambda v, s: jnp.where(s > 0, v / jnp.where(s > 0, s, 1), 0),
-                          terms.noise, energy)  # fmt: skip
+    energy = jax.tree.map(lambda s: jnp.maximum(s, 0), signal)
+    share = lambda v, s: jnp.where(s > 0, v / jnp.where(s > 0, s, 1), 0)
+    ratios = jax.tree.map(share, variance, energy)
     total = _tree.total(lambda s: s, energy)
     left_out = lambda bound: _tree.total(lambda r, s: jnp.where(r > bound, s, 0), ratios, energy)
     enough = lambda bound: left_out(bound) <= (1 - coverage) * total
@@ -136,7 +134,7 @@ def energy_quantile(terms: Terms, coverage: Any) -> jax.Array:
     steps = jnp.finfo(dtype).bits
     quantile = as_float(jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(top), top))[1])
 
-    noise = _tree.total(lambda v: v, terms.noise)
-    sq_signal = _tree.total(lambda s: s, terms.signal)
+    noise = _tree.total(lambda v: v, variance)
+    sq_signal = _tree.total(lambda s: s, signal)
     # Σs ≤ 0: no signal at all, whatever single coordinates say by luck.
     return jnp.where(sq_signal > 0, quantile, ratio(noise, sq_signal))

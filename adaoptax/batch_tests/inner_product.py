@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adaoptax import _validate
-from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
+from adaoptax.batch_tests.batch_test import gradient_test, tolerated
 from adaoptax.stats import (
     GradientStats,
     ratio,
@@ -69,26 +69,20 @@ def inner_product_test(
         <https://arxiv.org/abs/1710.11258>`_, 2018, equation 2.6.
     """
     _validate.positive("theta", theta, "it is the tolerated relative error along the gradient.")
-    formula = scalar_formula(
-        "inner_product_test",
-        noises=(leave_one_out_along if leave_one_out else variance_along,),
-        required=lambda noises, sq_signal: required_along(noises[0], theta, sq_signal),
-        signal_kind=signal,
-    )
-    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)
+    measured = require_leave_one_out_variance if leave_one_out else require_inner_product_variance
+
+    def noise(stats: GradientStats) -> jax.Array:
+        return unless_underflow(measured(stats), stats)
+
+    def required(along: jax.Array, sq_signal: jax.Array) -> jax.Array:
+        return required_along(along, theta, sq_signal)
+
+    name = "inner_product_test"
+    return gradient_test(name, noise, required, signal, dataset_size, decay, interval)
 
 
-def variance_along(stats: GradientStats) -> jax.Array:
+def unless_underflow(variance: jax.Array, stats: GradientStats) -> jax.Array:
     """V_ip, or NaN where ‖g‖⁴ underflows: a zero would pass for a small variance."""
-    return _unless_underflow(require_inner_product_variance(stats), stats)
-
-
-def leave_one_out_along(stats: GradientStats) -> jax.Array:
-    """Var⟨g_i, g₋ᵢ⟩, or NaN likewise."""
-    return _unless_underflow(require_leave_one_out_variance(stats), stats)
-
-
-def _unless_underflow(variance: jax.Array, stats: GradientStats) -> jax.Array:
     underflow = (stats.sq_norm > 0) & (stats.sq_norm**2 < jnp.finfo(variance.dtype).tiny)
     return jnp.where(underflow, jnp.nan, variance)
 

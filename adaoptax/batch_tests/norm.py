@@ -1,9 +1,11 @@
 """The norm test: is the mean gradient known to a relative accuracy of η?"""
 
+import jax
 import optax
 
 from adaoptax import _validate
-from adaoptax.batch_tests.framework import batch_test, scalar_formula, tolerated
+from adaoptax.batch_tests.batch_test import gradient_test, tolerated
+from adaoptax.stats import GradientStats
 from adaoptax.typing import Scalar
 
 
@@ -62,10 +64,11 @@ def norm_test(
         <https://arxiv.org/abs/2412.21124>`_, 2024.
     """
     _validate.positive("eta", eta, "it is the tolerated relative error; 0.1 to 1 is usual.")
-    formula = scalar_formula(
-        "norm_test",
-        noises=(lambda stats: stats.variance,),
-        required=lambda noises, sq_signal: tolerated(noises[0], eta, sq_signal),
-        signal_kind=signal,
-    )
-    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)
+
+    def noise(stats: GradientStats) -> jax.Array:
+        return stats.variance
+
+    def required(variance: jax.Array, sq_signal: jax.Array) -> jax.Array:
+        return tolerated(variance, eta, sq_signal)
+
+    return gradient_test("norm_test", noise, required, signal, dataset_size, decay, interval)

@@ -5,14 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from adaoptax import _validate
-from adaoptax.batch_tests.framework import (
-    SIGNALS,
-    batch_test,
-    chosen_signal,
-    scalar_formula,
-    tolerated,
-)
-from adaoptax.batch_tests.inner_product import variance_along
+from adaoptax.batch_tests.batch_test import SIGNALS, debias, gradient_test, tolerated
+from adaoptax.batch_tests.inner_product import unless_underflow
 from adaoptax.stats import (
     GradientStats,
     orthogonal_variance,
@@ -82,18 +76,16 @@ def optimal_split(
     """
     _validate.positive("epsilon", epsilon, _MEANING)
 
-    def required(noises: tuple[jax.Array, ...], sq_signal: jax.Array) -> jax.Array:
+    def noise(stats: GradientStats) -> tuple[jax.Array, jax.Array]:
+        along = unless_underflow(require_inner_product_variance(stats), stats)
+        return along, orthogonal_variance(stats)
+
+    def required(noises: tuple[jax.Array, jax.Array], sq_signal: jax.Array) -> jax.Array:
         along, across = ratio(noises[0], sq_signal), noises[1]
         # 0/0 along a gradient of zero says nothing: the noise across decides.
         return tolerated(jnp.where(jnp.isnan(along), 0, along) + across, epsilon, sq_signal)
 
-    formula = scalar_formula(
-        "optimal_split",
-        noises=(variance_along, orthogonal_variance),
-        required=required,
-        signal_kind=signal,
-    )
-    return batch_test(formula, decay=decay, dataset_size=dataset_size, interval=interval)
+    return gradient_test("optimal_split", noise, required, signal, dataset_size, decay, interval)
 
 
 def split_tolerances(
@@ -129,7 +121,7 @@ def split_tolerances(
     """
     _validate.positive("epsilon", epsilon, _MEANING)
     _validate.one_of("signal", signal, SIGNALS)
-    sq_signal = chosen_signal(stats, signal)
+    sq_signal = debias(stats.sq_norm, stats.variance / stats.num_examples, signal)
     known = sq_signal > 0
     along = require_inner_product_variance(stats) / jnp.where(known, sq_signal, jnp.nan)
     across = orthogonal_variance(stats)

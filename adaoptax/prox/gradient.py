@@ -9,7 +9,7 @@ import optax
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
-from adaoptax.batch_tests.proximal import proximal_test
+from adaoptax.batch_tests.complete_step import proximal_test
 from adaoptax.prox.operators import Prox, as_prox
 from adaoptax.typing import Scalar
 

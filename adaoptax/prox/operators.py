@@ -105,7 +105,7 @@ def box(lower: ArrayTree = None, upper: ArrayTree = None) -> Prox:
         clipped = optax.projections.projection_box(params, *bounds)
         return jax.tree.map(lambda c, p: c.astype(p.dtype), clipped, params)
 
-    return _projection("box", project)
+    return projection(project, "box")
 
 
 def simplex(scale: Scalar = 1.0) -> Prox:
@@ -127,7 +127,7 @@ def simplex(scale: Scalar = 1.0) -> Prox:
         [0.75, 0.25, 0.0]
     """
     _validate.positive("scale", scale, "it is what the coordinates add up to.")
-    return _projection("simplex", lambda p: optax.projections.projection_simplex(p, scale))
+    return projection(lambda p: optax.projections.projection_simplex(p, scale), "simplex")
 
 
 def l2_ball(radius: Scalar = 1.0) -> Prox:
@@ -149,7 +149,7 @@ def l2_ball(radius: Scalar = 1.0) -> Prox:
         [0.6, 0.8]
     """
     _validate.positive("radius", radius, "it is the largest norm of the parameters.")
-    return _projection("l2_ball", lambda p: optax.projections.projection_l2_ball(p, radius))
+    return projection(lambda p: optax.projections.projection_l2_ball(p, radius), "l2_ball")
 
 
 def l1_ball(radius: Scalar = 1.0) -> Prox:
@@ -171,7 +171,7 @@ def l1_ball(radius: Scalar = 1.0) -> Prox:
         [0.75, -0.25]
     """
     _validate.positive("radius", radius, "it is the largest sum of absolute values.")
-    return _projection("l1_ball", lambda p: optax.projections.projection_l1_ball(p, radius))
+    return projection(lambda p: optax.projections.projection_l1_ball(p, radius), "l1_ball")
 
 
 def projection(fn: Callable[[ArrayTree], ArrayTree], name: str = "projection") -> Prox:
@@ -191,7 +191,7 @@ def projection(fn: Callable[[ArrayTree], ArrayTree], name: str = "projection") -
         >>> positive.apply(jnp.array([-1.0, 2.0]), 0.1).tolist()
         [0.0, 2.0]
     """
-    return _projection(name, fn)
+    return Prox(name, lambda params, step_size: fn(params), is_projection=True)
 
 
 def as_prox(prox: Any) -> Prox:
@@ -211,7 +211,7 @@ def as_prox(prox: Any) -> Prox:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
         ]
         if len(positional) == 1:
-            return _projection(name, prox)
+            return projection(prox, name)
         if len(positional) == 2:
             return Prox(name, prox, is_projection=False)
     raise TypeError(
@@ -219,10 +219,6 @@ def as_prox(prox: Any) -> Prox:
         f" and step size, got prox={prox!r}: use one of adaoptax.prox, as in"
         " adaoptax.prox.box(lower=0.0), or bind the other arguments with functools.partial."
     )
-
-
-def _projection(name: str, project: Callable[[ArrayTree], ArrayTree]) -> Prox:
-    return Prox(name, lambda params, step_size: project(params), is_projection=True)
 
 
 def _like(params: ArrayTree, bound: Any) -> ArrayTree:

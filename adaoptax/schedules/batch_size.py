@@ -1,16 +1,21 @@
 """Batch sizes on the clock of examples: ``"0:768 250B:1536"``."""
 
 import bisect
+import re
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import jax
 
 from adaoptax._numbers import round_up, whole_number
-from adaoptax.schedules.stage_text import parse_stages, write_number
 from adaoptax.typing import Scalar
 
 Stage: TypeAlias = tuple[int, int]
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+# Of bounded length, so that a slip of the finger is no endless computation.
+_NUMBER = re.compile(r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})((?:E\+?\d{1,2})?)([KMBT]?)", re.ASCII)
 
 _SIZE = "a batch holds examples."
 _FORM = (
@@ -66,18 +71,14 @@ class BatchSizeSchedule:
         self._tokens = whole_number(
             "tokens_per_example", tokens_per_example, 1, "it is the length of an example in tokens."
         )
-        low = whole_number(
-            "min_batch_size", 1 if min_batch_size is None else min_batch_size, 1, _SIZE
-        )
-        high = None
-        if max_batch_size is not None:
-            high = whole_number("max_batch_size", max_batch_size, 1, _SIZE)
-            if high < low:
-                raise ValueError(
-                    f"Expected max_batch_size >= min_batch_size={low}, got max_batch_size={high}: "
-                    "there is no size between them; swap them."
-                )
-        self._min, self._max = low, high
+        low, high = 1 if min_batch_size is None else min_batch_size, max_batch_size
+        self._min = whole_number("min_batch_size", low, 1, _SIZE)
+        self._max = None if high is None else whole_number("max_batch_size", high, 1, _SIZE)
+        if self._max is not None and self._max < self._min:
+            raise ValueError(
+                f"Expected max_batch_size >= min_batch_size={self._min}, got "
+                f"max_batch_size={self._max}: there is no size between them; swap them."
+            )
         self._function: Callable[[int], int] | None = None
         self._stages: tuple[Stage, ...] | None = None
         if isinstance(sizes, BatchSizeSchedule):
@@ -135,7 +136,7 @@ class BatchSizeSchedule:
             ((0, 8), (5, 16))
         """
         return cls(
-            parse_stages(text),
+            _parsed(text),
             tokens_per_example=tokens_per_example,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
@@ -226,27 +227,20 @@ class BatchSizeSchedule:
     @property
     def min_batch_size(self) -> int:
         """Smallest size of the stages; of a function the bound that was given, else 1."""
-        if self._stages is None:
-            return self._min
-        return min(size for _, size in self._stages)
+        return self._min if self._stages is None else min(size for _, size in self._stages)
 
     @property
     def max_batch_size(self) -> int | None:
         """Largest size of the stages; of a function the bound that was given, else None."""
-        if self._stages is None:
-            return self._max
-        return max(size for _, size in self._stages)
+        return self._max if self._stages is None else max(size for _, size in self._stages)
 
     def __call__(self, examples: Scalar) -> int:
         """Returns the size of the batch that starts when so many examples were seen."""
-        # An explicit transfer, so that loops under `jax.transfer_guard("disallow")` run.
-        seen = jax.device_get(examples) if isinstance(examples, jax.Array) else examples
-        seen = whole_number("examples", seen, 0, "it counts the examples seen so far.")
+        seen = whole_number("examples", _fetched(examples), 0, "it counts the examples seen.")
         if self._stages is not None:
             return self._stages[bisect.bisect_right(self._thresholds, seen) - 1][1]
         assert self._function is not None
-        size = self._function(seen * self._tokens)
-        size = jax.device_get(size) if isinstance(size, jax.Array) else size
+        size = _fetched(self._function(seen * self._tokens))
         where = f"the function of this schedule returned it at {seen} examples."
         return self._bounded(whole_number("batch_size", size, 1, where))
 
@@ -257,7 +251,7 @@ class BatchSizeSchedule:
     def __str__(self) -> str:
         if self._stages is None:
             return repr(self)
-        return " ".join(f"{write_number(threshold)}:{size}" for threshold, size in self._stages)
+        return " ".join(f"{_write(threshold)}:{size}" for threshold, size in self._stages)
 
     def __repr__(self) -> str:
         if self._stages is not None:
@@ -266,9 +260,8 @@ class BatchSizeSchedule:
         return f"BatchSizeSchedule({name}, bounds=({self._min}, {self._max}))"
 
     def _key(self) -> tuple[Any, ...]:
-        if self._stages is not None:
-            return (self._stages,)
-        return (self._function, self._tokens, self._min, self._max)
+        function = (self._function, self._tokens, self._min, self._max)
+        return function if self._stages is None else (self._stages,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BatchSizeSchedule) and self._key() == other._key()
@@ -314,6 +307,11 @@ def batch_size_schedule(sizes: BatchSizes, *, tokens_per_example: int = 1) -> Ba
     return BatchSizeSchedule([(0, sizes)])
 
 
+def _fetched(x: Any) -> Any:
+    """A number on the host, by an explicit transfer: runs under a transfer guard."""
+    return jax.device_get(x) if isinstance(x, jax.Array) else x
+
+
 def _checked_stages(pairs: Any, tokens_per_example: int) -> list[Stage]:
     if isinstance(pairs, str) or not isinstance(pairs, Iterable):
         raise TypeError(f"Expected sizes to be pairs or a function, got sizes={pairs!r}: {_FORM}")
@@ -346,3 +344,55 @@ def _threshold(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 250e9 is how people write it
     return whole_number("threshold", value, 0, "it counts examples or tokens.")
+
+
+def _parsed(text: str) -> list[tuple[int, int]]:
+    """Reads ``"0:768 250B:1536"`` as [(0, 768), (250000000000, 1536)]."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"Expected a string such as '0:768 250B:1536', got {text!r}: pass other forms to "
+            "batch_size_schedule."
+        )
+    stages = []
+    for entry in text.replace(",", " ").split():
+        parts = entry.split(":")
+        if len(parts) != 2:
+            raise ValueError(
+                f"Expected entries THRESHOLD:SIZE, got {entry!r} in {text!r}: write them like "
+                "'0:768 250B:1536', with blanks or commas only between entries."
+            )
+        stages.append((_read(parts[0], entry), _read(parts[1], entry)))
+    if not stages:
+        raise ValueError(
+            f"Expected at least one entry THRESHOLD:SIZE, got {text!r}: pass '0:256' for one size."
+        )
+    return stages
+
+
+def _read(text: str, entry: str) -> int:
+    """Reads ``"1.5M"`` as 1500000; `entry` is where it stands, for the error."""
+    match = _NUMBER.fullmatch(text.upper())
+    if match is None:
+        raise ValueError(
+            f"Expected a number >= 0 such as 768, 1.5M or 250B, got {text!r} in {entry!r}: the "
+            "suffixes are K, M, B and T."
+        )
+    number = Fraction(match[1] + match[2]) * _SUFFIXES[match[3]]
+    if number.denominator != 1:
+        raise ValueError(
+            f"Expected a whole number, got {text!r} in {entry!r}: it is {float(number)} examples; "
+            "leave out decimals."
+        )
+    return int(number)
+
+
+def _write(number: int) -> str:
+    """The shortest way to write a whole number that `_read` reads back, "1.5M"."""
+    forms = [_with_suffix(number, suffix, unit) for suffix, unit in _SUFFIXES.items()]
+    return min(forms, key=len)
+
+
+def _with_suffix(number: int, suffix: str, unit: int) -> str:
+    whole, rest = divmod(number, unit)
+    decimals = str(rest).zfill(len(str(unit)) - 1).rstrip("0")
+    return f"{whole}.{decimals}{suffix}" if decimals else f"{whole}{suffix}"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adaoptax.schedules.batch_size import Stage
-from adaoptax.schedules.sizes_and_rate import as_counts
+from adaoptax.schedules.over_examples import as_counts
 
 _PLACES = 65_536  # at which a run is looked at; between them places are found by halving
 _MAX_STAGES = 100_000

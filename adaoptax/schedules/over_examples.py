@@ -1,5 +1,6 @@
 """Optax schedules on the clock of examples: a bigger batch moves them further in one step."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,8 @@ from adaoptax._numbers import whole_number
 from adaoptax._tree import ArrayTree
 from adaoptax._validate import positive
 from adaoptax.clock import Clock, init_clock
-from adaoptax.schedules.batch_size import BatchSizes, batch_size_schedule
-from adaoptax.schedules.runs import Run, runs_of_stages
+from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, batch_size_schedule
+from adaoptax.schedules.dry_run import Run, runs_of_stages
 from adaoptax.stats import GradientStats, check_stats
 
 # The clock counts in units of 2^16 examples, exact in binary: int32 then lasts for 10^14 of them.
@@ -31,6 +32,22 @@ class ScaleByScheduleOverExamplesState(NamedTuple):
     """
 
     examples_clock: Clock
+
+
+class SizesAndRate(NamedTuple):
+    """Batch sizes and the learning rate that belongs to them, as `sebs` and `seesaw` emit them.
+
+    Both count the examples seen so far: give `batch_sizes` to an `AdaptiveLoop`, or as a bound to
+    a `GrowthPolicy`, and `learning_rate` to `scale_by_schedule_over_examples` or `over_examples`.
+
+    Attributes:
+        batch_sizes: A `BatchSizeSchedule` of stages.
+        learning_rate: An Optax schedule; its count is in examples, a float (in tokens where the
+            maker was given `tokens_per_example`).
+    """
+
+    batch_sizes: BatchSizeSchedule
+    learning_rate: optax.Schedule
 
 
 def scale_by_schedule_over_examples(
@@ -167,6 +184,28 @@ def over_examples(
         return schedule(unit * Clock(whole.astype(jnp.int32), fraction).value())
 
     return schedule_over_steps
+
+
+def as_counts(examples: ArrayLike | Sequence[int], tokens_per_example: float) -> np.ndarray:
+    """What schedules receive after so many examples: the same float as that of the clock."""
+    dtype = np.dtype(jnp.result_type(float))
+    return np.asarray(examples).astype(dtype) * dtype.type(tokens_per_example)
+
+
+def factor_of_stage(
+    schedule: optax.Schedule,
+    examples: Sequence[int],
+    factors: Sequence[float],
+    tokens_per_example: float = 1,
+) -> optax.Schedule:
+    """Multiplies a schedule by one factor from each of these examples on; the first is 0."""
+
+    def multiplied(count: ArrayLike) -> jax.Array:
+        begins = jnp.asarray(as_counts(examples, tokens_per_example))
+        stage = jnp.searchsorted(begins, jnp.asarray(count, begins.dtype), side="right") - 1
+        return schedule(count) * jnp.asarray(factors, begins.dtype)[jnp.maximum(stage, 0)]
+
+    return multiplied
 
 
 def _schedule_unit(schedule: Any, tokens_per_example: float) -> float:

@@ -10,7 +10,7 @@ import optax
 from adaoptax._numbers import whole_number
 from adaoptax._validate import is_number, positive
 from adaoptax.schedules.batch_size import BatchSizeSchedule, Stage
-from adaoptax.schedules.sizes_and_rate import SizesAndRate, factor_of_stage
+from adaoptax.schedules.over_examples import SizesAndRate, factor_of_stage
 
 
 def sebs(

@@ -10,7 +10,7 @@ from adaoptax._numbers import whole_number
 from adaoptax._validate import is_number, positive
 from adaoptax.schedules.batch_size import BatchSizeSchedule
 from adaoptax.schedules.cuts import Decay, Sizes, look_at, rates_of, stages_of
-from adaoptax.schedules.sizes_and_rate import SizesAndRate, factor_of_stage
+from adaoptax.schedules.over_examples import SizesAndRate, factor_of_stage
 
 _SIZE = "a batch holds examples."
 _ROUNDING = 1e-5  # of the cut between two float32 rates, generously

@@ -9,9 +9,15 @@ import optax
 import pytest
 
 import adaoptax
-from adaoptax.batch_tests import averaged_gradient, optimal_split, proximal_test
+from adaoptax.batch_tests import (
+    averaged_gradient,
+    optimal_split,
+    proximal_test,
+    split_tolerances,
+)
 
 NAN, INF = float("nan"), float("inf")
+UNIT = adaoptax.GradientStats(*[jnp.float32(1)] * 4)
 TESTS: dict[str, Any] = {
     "norm_test": lambda **o: adaoptax.norm_test(0.5, **o),
     "inner_product_test": lambda **o: adaoptax.inner_product_test(0.5, **o),
@@ -32,6 +38,8 @@ TESTS: dict[str, Any] = {
         ("theta", adaoptax.inner_product_test),
         ("theta", lambda bad: adaoptax.augmented_inner_product_test(bad, 0.5)),
         ("nu", lambda bad: adaoptax.augmented_inner_product_test(0.5, bad)),
+        ("epsilon", optimal_split),
+        ("epsilon", lambda bad: split_tolerances(UNIT, bad)),
         ("eta", lambda bad: adaoptax.adadagrad(0.1, eta=bad)),
         ("eta", lambda bad: adaoptax.adadagrad_norm(0.1, eta=bad)),
     ],
@@ -97,13 +105,17 @@ def test_stats_of_a_wrong_type(name, wrong):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", ["inner_product_test", "augmented_inner_product_test"])
+@pytest.mark.parametrize(
+    "name", ["inner_product_test", "augmented_inner_product_test", "optimal_split"]
+)
 def test_missing_inner_products_name_a_method_that_measures_them(name, jit, rows, numpy_stats):
     grads, stats = numpy_stats(rows)
     tx = TESTS[name]()
     update = jax.jit(tx.update) if jit else tx.update
     with pytest.raises(ValueError, match=r"inner_product_variance, got None.*per_example"):
         update(grads, tx.init(grads), stats=stats._replace(inner_product_variance=None))
+    with pytest.raises(ValueError, match=r"inner_product_variance, got None"):
+        split_tolerances(stats._replace(inner_product_variance=None), 0.5)
 
 
 def test_missing_coordinate_variance_names_methods_that_measure_it(rows, numpy_stats):

@@ -2,23 +2,18 @@
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from one_step import required
 
 import adaoptax
-from adaoptax import required_batch_size
 from adaoptax.batch_tests import optimal_split, split_tolerances
 
 pytestmark = pytest.mark.sampled
 
 KINDS = ("plug-in", "debiased")
 ROWS = hnp.arrays(np.float64, (6, 3), elements=st.floats(-3, 3))
-
-
-def required(tx, grads, stats):
-    return float(required_batch_size(tx.update(grads, tx.init(grads), stats=stats)[1]))
 
 
 def clear(rows):
@@ -81,29 +76,3 @@ def test_without_signal_or_noise_the_tolerances_are_nan(numpy_stats):
     _, alike = numpy_stats(np.array([[1.0, 2.0]] * 4))
     for stats in (noise, alike):
         assert np.isnan(split_tolerances(stats, 0.5)).all()
-
-
-@pytest.mark.parametrize("bad", [0, -1.0, float("inf")])
-def test_epsilon_is_positive_and_finite(bad, numpy_stats, rows):
-    with pytest.raises(ValueError, match="epsilon"):
-        optimal_split(bad)
-    with pytest.raises(ValueError, match="epsilon"):
-        split_tolerances(numpy_stats(rows)[1], bad)
-
-
-def test_it_needs_inner_products(rows, numpy_stats):
-    grads, stats = numpy_stats(rows)
-    stats = stats._replace(inner_product_variance=None)
-    with pytest.raises(ValueError, match=r"inner_product_variance, got None.*per_example"):
-        required(optimal_split(0.5), grads, stats)
-    with pytest.raises(ValueError, match=r"inner_product_variance, got None"):
-        split_tolerances(stats, 0.5)
-
-
-def test_zero_gradient_with_noise_is_noise_only(numpy_stats):
-    grads, stats = numpy_stats(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-    for kind in KINDS:
-        tx = optimal_split(0.5, signal=kind)
-        _, state = tx.update(grads, tx.init(jnp.zeros(2)), stats=stats)
-        assert float(state.required_batch_size) == np.inf
-        assert bool(state.noise_dominated)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from one_step import required
 
 import adaoptax
 from adaoptax import prox, required_batch_size
@@ -17,12 +18,6 @@ from adaoptax.batch_tests import (
 )
 
 pytestmark = pytest.mark.sampled
-
-
-def required(tx: Any, grads: Any, stats: Any, params: Any = None, **extra: Any) -> float:
-    params = jax.tree.map(jnp.zeros_like, grads) if params is None else params
-    return float(required_batch_size(tx.update(grads, tx.init(params), params, stats=stats,
-                                               **extra)[1]))  # fmt: skip
 
 
 def along(rows: Any) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from one_step import required as require
 
 import adaoptax
 
@@ -72,11 +73,6 @@ def oracle(name: str, m: Moments, tolerances: tuple[float, ...], kind: str) -> f
     squares = m.mean**2 - (m.each / m.size if kind == "debiased" else 0.0)
     held = squares > 0
     return (m.each[held] / (tolerances[0] ** 2 * squares[held])).max()
-
-
-def require(tx: Any, grads: Any, stats: Any) -> float:
-    _, state = tx.update(grads, tx.init(grads), stats=stats)
-    return float(adaoptax.required_batch_size(state))
 
 
 def random_rows(seed: int, n: int = 12, d: int = 7) -> np.ndarray:

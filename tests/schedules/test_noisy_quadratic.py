@@ -11,7 +11,7 @@ import pytest
 from real_loader import run_loader
 
 from adaoptax.schedules import BatchSizeSchedule, sebs, seesaw
-from adaoptax.schedules.sizes_and_rate import as_counts
+from adaoptax.schedules.over_examples import as_counts
 
 pytestmark = pytest.mark.sampled
 

@@ -5,16 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from statistics_of import stats_of
 
 import adaoptax
-from adaoptax import GradientStats, scale_by_schedule_over_examples
+from adaoptax import scale_by_schedule_over_examples
 
 SIZES = [16, 16, 48, 48, 7, 128, 1, 333]
-
-
-def stats_of(num_examples, dtype=jnp.float32):
-    one = lambda x: jnp.asarray(x, dtype)
-    return GradientStats(one(num_examples), one(2), one(1), one(1))
 
 
 def examples(state):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaoptax.schedules import BatchSizeSchedule, over_examples, plan, seesaw
-from adaoptax.schedules.sizes_and_rate import as_counts
+from adaoptax.schedules.over_examples import as_counts
 
 pytestmark = pytest.mark.sampled
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from statistics_of import stats_of
 
-from adaoptax import GradientStats, skip_nonfinite, stats_from_groups
+from adaoptax import skip_nonfinite, stats_from_groups
 from adaoptax.schedules import add_stage_penalty, apply_stage_prox, sebs
 
 pytestmark = pytest.mark.sampled
@@ -16,11 +17,6 @@ pytestmark = pytest.mark.sampled
 STAGES = [(0, 16), (40, 32), (100, 48), (160, 48), (161, 64)]
 SIZES = [16, 16, 16, 32, 32, 48, 1, 64, 64]  # seen before: 0 16 32 48 80 112 160 161 225
 STAGE_OF_STEP = [0, 0, 0, 1, 1, 2, 3, 4, 4]
-
-
-def stats_of(num_examples, dtype=jnp.float32):
-    one = lambda x: jnp.asarray(x, dtype)
-    return GradientStats(one(num_examples), one(2), one(1), one(1))
 
 
 def gradient(w):
@@ -60,28 +56,30 @@ def test_sgd_on_the_penalised_loss():
     assert int(state[0].stage_index) == 4
 
 
-def test_momentum_on_the_penalised_loss():
-    trace = np.zeros(2)
+def momentum(w, g, trace=0.0):
+    trace = 0.9 * trace + g
+    return w - 0.02 * trace, trace
+
+
+def adagrad(w, g, sums=0.1):
+    sums = sums + g**2
+    return w - 0.5 * g / np.sqrt(sums + 1e-7), sums
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimizer", "gamma"),
+    [(momentum, optax.sgd(0.02, momentum=0.9), 2.0), (adagrad, optax.adagrad(0.5), 1.5)],
+)
+def test_optimizers_with_a_state_on_the_penalised_loss(rule, optimizer, gamma):
+    state = ()
 
     def step(w, g, _):
-        nonlocal trace
-        trace = 0.9 * trace + g
-        return w - 0.02 * trace
+        nonlocal state
+        w, *state = rule(w, g, *state)
+        return w
 
-    seen, _ = run(optax.chain(add_stage_penalty(STAGES, 2.0), optax.sgd(0.02, momentum=0.9)))
-    np.testing.assert_allclose(seen, by_hand(step, 2.0), rtol=1e-5)
-
-
-def test_adagrad_on_the_penalised_loss():
-    sums = np.full(2, 0.1)
-
-    def step(w, g, _):
-        nonlocal sums
-        sums = sums + g**2
-        return w - 0.5 * g / np.sqrt(sums + 1e-7)
-
-    seen, _ = run(optax.chain(add_stage_penalty(STAGES, 1.5), optax.adagrad(0.5)))
-    np.testing.assert_allclose(seen, by_hand(step, 1.5), rtol=1e-5)
+    seen, _ = run(optax.chain(add_stage_penalty(STAGES, gamma), optimizer))
+    np.testing.assert_allclose(seen, by_hand(step, gamma), rtol=1e-5)
 
 
 def test_the_proximal_step_is_the_argmin_of_its_definition():

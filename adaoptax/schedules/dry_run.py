@@ -1,6 +1,6 @@
 """A dry run: what a schedule of batch sizes will do to steps, programs and the learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +10,67 @@ import optax
 
 from adaoptax._numbers import round_up, whole_number
 from adaoptax._validate import positive
-from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, batch_size_schedule
-from adaoptax.schedules.runs import Run, runs_until
-from adaoptax.schedules.table import count, duration, table
+from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, Stage, batch_size_schedule
 
+_MAX_STEPS = 10_000_000  # that a function of examples is asked for
 _SHOWN = 40  # rows of the table; the middle of a longer plan is left out
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+class Run(NamedTuple):
+    """Steps of one size in a row; the run ends where the next one begins.
+
+    Attributes:
+        step: The first step, counted from 0.
+        examples: Examples seen before it.
+        batch_size: Examples of each step, a multiple of the micro-batch.
+    """
+
+    step: int
+    examples: int
+    batch_size: int
+
+
+def runs_of_stages(stages: tuple[Stage, ...], micro_batch_size: int) -> list[Run]:
+    """All runs, in closed form; the last one lasts for ever."""
+    runs: list[Run] = []
+    step = examples = 0
+    ends = [threshold for threshold, _ in stages[1:]] + [None]
+    for (_, wanted), end in zip(stages, ends, strict=True):
+        if end is not None and examples >= end:
+            continue  # the batch before went beyond the whole stage
+        size = round_up(wanted, micro_batch_size)
+        if not runs or runs[-1].batch_size != size:
+            runs.append(Run(step, examples, size))
+        if end is not None:
+            num_steps = -(-(end - examples) // size)
+            step, examples = step + num_steps, examples + num_steps * size
+    return runs
+
+
+def runs_until(
+    schedule: BatchSizeSchedule, micro_batch_size: int, num_examples: int
+) -> Iterator[Run]:
+    """The runs that begin before `num_examples`; a function is asked at every step."""
+    if schedule.stages is not None:
+        for run in runs_of_stages(schedule.stages, micro_batch_size):
+            if run.examples < num_examples:
+                yield run
+        return
+    examples = size = 0
+    for step in range(_MAX_STEPS):
+        if examples >= num_examples:
+            return
+        if (wanted := round_up(schedule(examples), micro_batch_size)) != size:
+            size = wanted
+            yield Run(step, examples, size)
+        examples += size
+    if examples < num_examples:
+        raise ValueError(
+            f"Expected a run of at most {_MAX_STEPS} steps, got {num_examples=} of which "
+            f"{examples} were seen by then: a function is asked at every step; pass stages, such "
+            'as "0:768 250B:1536", which are planned in closed form.'
+        )
 
 
 class PlanStage(NamedTuple):
@@ -74,12 +130,12 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         first, last = self.stages[0].batch_size, self.stages[-1].batch_size
         short = f" (the last has {self.last_batch:,})" if self.last_batch < last else ""
-        time = "" if self.seconds is None else f", {duration(self.seconds)}"
+        time = "" if self.seconds is None else f", {_duration(self.seconds)}"
         return (
-            f"{table(_columns(self), _SHOWN)}\n"
-            f"{count(self.num_steps, 'step')} for {count(self.num_examples, 'example')}{short}, "
-            f"{count(self.num_programs, 'program')}{time}.\n"
-            f"A fixed batch of {first:,} would take {count(self.fixed_steps, 'step')}."
+            f"{_table(_columns(self))}\n"
+            f"{_count(self.num_steps, 'step')} for {_count(self.num_examples, 'example')}{short}, "
+            f"{_count(self.num_programs, 'program')}{time}.\n"
+            f"A fixed batch of {first:,} would take {_count(self.fixed_steps, 'step')}."
         )
 
 
@@ -220,5 +276,32 @@ def _columns(plan: Plan) -> dict[str, list[str]]:
         columns["capacity"] = [f"{stage.capacity:,}" for stage in stages]
     columns["new programs"] = [f"{stage.new_programs}" for stage in stages]
     if stages[0].seconds is not None:
-        columns["time"] = [duration(stage.seconds or 0.0) for stage in stages]
+        columns["time"] = [_duration(stage.seconds or 0.0) for stage in stages]
     return columns
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> str:
+    """Right-aligned columns under their names; the middle of a long table is left out."""
+    rows = list(zip(*columns.values(), strict=True))
+    widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
+    line = lambda cells: "  ".join(
+        cell.rjust(width) for cell, width in zip(cells, widths, strict=True)
+    )
+    lines = [line(row) for row in rows]
+    if len(lines) > _SHOWN:
+        half = _SHOWN // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half:,} more ..."]
+    return "\n".join([line(columns), *lines])
+
+
+def _count(number: int, noun: str) -> str:
+    """A number of things, "1 step" or "2,000 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in the largest unit of which it holds two, "36.5 h"."""
+    for size, unit in _UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.3g} s"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from random_schedules import micro_batch_sizes, stages
 from real_loader import run_loader
 
-from adaoptax.schedules import BatchSizeSchedule, over_examples, plan
-from adaoptax.schedules import runs as runs_module
+from adaoptax.schedules import BatchSizeSchedule, dry_run, over_examples, plan
 
 # What a function of examples may do: rise, fall, jump to and fro.
 FUNCTIONS = {
@@ -111,7 +110,7 @@ def test_a_trillion_examples_are_planned_in_closed_form():
 
 
 def test_a_function_that_needs_too_many_steps_is_refused(monkeypatch):
-    monkeypatch.setattr(runs_module, "_MAX_STEPS", 100)
+    monkeypatch.setattr(dry_run, "_MAX_STEPS", 100)
     grow = lambda examples: 8
     assert plan(grow, 800).num_steps == 100
     with pytest.raises(ValueError, match="at most 100 steps, got num_examples=801"):
@@ -165,3 +164,20 @@ def test_the_middle_of_a_long_table_is_left_out():
     lines = str(plan(lambda examples: 1 + examples, 2**60)).splitlines()
     assert len(lines) == 1 + 40 + 1 + 2
     assert "... 21 more ..." in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00123, "0.00123 s"),
+        (119.0, "119 s"),
+        (120.0, "2.0 min"),
+        (7199.0, "120.0 min"),
+        (7200.0, "2.0 h"),
+        (172_799.0, "48.0 h"),
+        (172_800.0, "2.0 d"),
+        (1e9, "11,574.1 d"),
+    ],
+)
+def test_a_time_is_in_the_largest_unit_of_which_it_holds_two(seconds, text):
+    assert dry_run._duration(seconds) == text
