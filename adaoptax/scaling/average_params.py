@@ -10,8 +10,8 @@ import optax
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages, debiased, update_averages
+from adaoptax.scaling.adam_hyperparams import check_half_life
 from adaoptax.scaling.evidence import next_count
-from adaoptax.scaling.half_life import check_half_life
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
