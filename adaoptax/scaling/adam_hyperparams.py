@@ -118,9 +118,7 @@ def adam_hyperparams(
     """
     check_adam_arguments(b1, b2, eps, eps_root, rule)
     _validate.positive("batch_size", batch_size, "it counts the examples of a gradient.")
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size Adam was tuned for."
-    )
+    _validate.base_batch_size(base_batch_size, "Adam")
     kappa, moves = batch_size / base_batch_size, ADAM_RULES[rule]
     check_kappa(moves, {"b1": b1, "b2": b2}, kappa)
     factor = kappa**0.5 if moves.learning_rate else 1.0

@@ -15,8 +15,9 @@ from adaoptax.scaling.evidence import (
     add_step,
     check_rule,
     init_evidence,
-    next_count,
 )
+from adaoptax.scaling.gain import checked_decay
+from adaoptax.scaling.skip import is_usable, next_count
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
@@ -96,9 +97,8 @@ def scale_by_batch(
         del params, extra_args
         check_stats(stats, "scale_by_batch")
         evidence = add_step(state.evidence, rule, stats, base_batch_size, noise_scale, decay)
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
-        factor = evidence.batch_factor
-        scaled = jax.tree.map(lambda u: jnp.where(usable, factor * u, 0).astype(u.dtype), updates)
+        usable = is_usable(stats)
+        scaled = _tree.scale_where(usable, evidence.batch_factor, updates)
         return scaled, ScaleByBatchState(evidence, next_count(state.updates_zeroed, ~usable))
 
     update_fn.__qualname__ = "scale_by_batch.update"  # what a missing `stats` is reported under
@@ -207,10 +207,7 @@ class BatchScaledSchedule(optax.schedules.StatefulSchedule):
 
 def _checked(rule: Any, base_batch_size: Any, noise_scale: Any, decay: Any) -> Any:
     """Checks what the two forms share; returns the decay in force."""
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size the learning rate was tuned for."
-    )
-    decay = 0.999 if decay is None else decay
-    _validate.fraction("decay", decay, "it is the share of the average kept for each base batch.")
+    _validate.base_batch_size(base_batch_size, "the learning rate")
+    decay = checked_decay(decay)
     check_rule(rule, noise_scale)
     return decay

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from adaoptax import _tree
 from adaoptax.averages import Averages, debiased
 from adaoptax.clock import Clock, init_clock
 from adaoptax.scaling.gain import CONVENTIONS, NoiseAndSignal, add_sample, init_gain_averages
+from adaoptax.scaling.skip import next_count
 from adaoptax.stats import GradientStats, signal
 
 # Rule(batch_size, base_batch_size, **what it names of: stats, noise_scale, examples_seen) → factor.
@@ -77,26 +77,16 @@ def add_step(
     )
     averages = _tree.select(usable, added, evidence.rule_averages)
 
-    factor = jnp.asarray(
-        call_rule(
-            rule,
-            batch,
-            base,
-            noise_scale,
-            averaged_stats(averages, stats),
-            _UNIT * evidence.rule_clock.value(),
-        ),
-        dtype,
-    )
+    known, seen = averaged_stats(averages, stats), _UNIT * evidence.rule_clock.value()
+    factor = jnp.asarray(call_rule(rule, batch, base, noise_scale, known, seen), dtype)
     defined = jnp.isfinite(factor)
-    after = evidence.rule_clock.advance(batch / _UNIT)
     stepped = RuleEvidence(
         batch_factor=jnp.where(defined, factor, 1).astype(dtype),
         factor_undefined=~defined,
-        factors_undefined=evidence.factors_undefined + (~defined).astype(jnp.int32),
+        factors_undefined=next_count(evidence.factors_undefined, ~defined),
         rule_averages=averages,
         rule_samples=samples,
-        rule_clock=after,
+        rule_clock=evidence.rule_clock.advance(batch / _UNIT),
     )
     return _tree.select(real, stepped, evidence)
 
@@ -173,8 +163,3 @@ def _name(rule: Any) -> str:
     while isinstance(rule, functools.partial):
         rule = rule.func
     return getattr(rule, "__name__", repr(rule))
-
-
-def next_count(count: jax.Array, event: jax.Array) -> jax.Array:
-    """The count, one more where `event` holds."""
-    return jnp.where(event, optax.safe_increment(count), count)
