@@ -42,7 +42,7 @@ def as_metric(preconditioner: ArrayTree | None, params: ArrayTree) -> ArrayTree 
                 f"Expected preconditioner to be real, got {jnp.result_type(p)} at"
                 f" preconditioner{name}: {MEANING}."
             )
-        value = _numbers(p) if _has_value(p) else np.zeros(1)
+        value = np.asarray(jax.device_get(p), np.float64) if _has_value(p) else np.zeros(1)
         wrong = value[~((value >= 0) & (value < np.inf))]
         if wrong.size:
             raise ValueError(
@@ -59,7 +59,3 @@ def _has_value(p: Any) -> bool:
     if isinstance(p, jax.Array):
         return not isinstance(p, jax.core.Tracer) and p.is_fully_addressable
     return True
-
-
-def _numbers(p: Any) -> np.ndarray:
-    return np.asarray(jax.device_get(p), np.float64)

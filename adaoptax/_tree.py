@@ -53,6 +53,11 @@ def weighed_total(tree: ArrayTree, metric: ArrayTree | None) -> jax.Array:
     return total(lambda x, p: x * p.astype(x.dtype), tree, metric)
 
 
+def scale_where(condition: jax.Array, factor: Any, tree: ArrayTree) -> ArrayTree:
+    """Leaves times `factor`, in their own dtypes; zero where the scalar `condition` fails."""
+    return jax.tree.map(lambda x: jnp.where(condition, factor * x, 0).astype(x.dtype), tree)
+
+
 def select(condition: jax.Array, on_true: ArrayTree, on_false: ArrayTree) -> ArrayTree:
     """Leaf by leaf `on_true` where the scalar `condition` holds, else `on_false`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)

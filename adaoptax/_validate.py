@@ -16,10 +16,24 @@ def is_number(value: Any) -> bool:
     return number and not isinstance(value, bool)
 
 
-def positive(name: str, value: Any, meaning: str) -> None:
-    """Raises ValueError unless the number `value` is above zero and finite."""
-    if is_number(value) and not 0 < value < float("inf"):
-        raise ValueError(f"Expected {name} > 0 and finite, got {name}={value!r}: {meaning}")
+def positive(name: str, value: Any, meaning: str, *, above: float = 0) -> None:
+    """Raises ValueError unless the number `value` is above zero (or `above`) and finite."""
+    if is_number(value) and not above < value < float("inf"):
+        raise ValueError(f"Expected {name} > {above} and finite, got {name}={value!r}: {meaning}")
+
+
+def base_batch_size(value: Any, tuned: str) -> None:
+    """Raises ValueError unless the number `value` can be the batch size for which `tuned` was."""
+    positive("base_batch_size", value, f"it is the batch size {tuned} was tuned for.")
+
+
+def has_params(params: Any, meaning: str, call: str = "stats=stats") -> None:
+    """Raises ValueError where an `update` that needs the parameters did not get them."""
+    if params is None:
+        raise ValueError(
+            f"Expected params, got params=None: {meaning}; call"
+            f" tx.update(grads, state, params, {call})."
+        )
 
 
 def at_least(name: str, value: Any, minimum: float, meaning: str) -> None:

@@ -287,35 +287,29 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def require_inner_product_variance(stats: GradientStats) -> jax.Array:
-    """`inner_product_variance`, or a ValueError that names the methods that measure it."""
-    if stats.inner_product_variance is None:
-        raise ValueError(
-            "Expected stats.inner_product_variance, got None: these statistics were measured"
-            " without inner products. Measure with adaoptax.measure.per_example(), or form them"
-            " from your own gradients with adaoptax.stats_from_groups(...)."
-        )
-    return stats.inner_product_variance
+    """`inner_product_variance`, or a ValueError that says how to measure it."""
+    return _require(stats, "inner_product_variance", "per_example()", "...")
 
 
 def require_coordinate_variance(stats: GradientStats) -> ArrayTree:
-    """`coordinate_variance`, or a ValueError that names the methods that measure it."""
-    if stats.coordinate_variance is None:
-        raise ValueError(
-            "Expected stats.coordinate_variance, got None: these statistics were measured without"
-            " it. Measure with per_example(statistics=('norm', 'coordinate')) or groups(n,"
-            " statistics=('norm', 'coordinate')) of adaoptax.measure, or form them with"
-            " adaoptax.stats_from_groups(..., statistics=('norm', 'coordinate'))."
-        )
-    return stats.coordinate_variance
+    """`coordinate_variance`, or a ValueError that says how to measure it."""
+    asked = "statistics=('norm', 'coordinate')"
+    methods = f"per_example({asked}) or groups(n, {asked})"
+    return _require(stats, "coordinate_variance", methods, f"..., {asked}")
 
 
 def require_leave_one_out_variance(stats: GradientStats) -> jax.Array:
-    """`leave_one_out_variance`, or a ValueError that names the methods that measure it."""
-    if stats.leave_one_out_variance is None:
+    """`leave_one_out_variance`, or a ValueError that says how to measure it."""
+    asked = "statistics=('norm', 'inner', 'leave-one-out')"
+    return _require(stats, "leave_one_out_variance", f"per_example({asked})", f"..., {asked}")
+
+
+def _require(stats: GradientStats, field: str, methods: str, arguments: str) -> Any:
+    value = getattr(stats, field)
+    if value is None:
         raise ValueError(
-            "Expected stats.leave_one_out_variance, got None: these statistics were measured"
-            " without it. Measure with adaoptax.measure.per_example(statistics=('norm', 'inner',"
-            " 'leave-one-out')), or form them from your own gradients with"
-            " adaoptax.stats_from_groups(..., statistics=('norm', 'inner', 'leave-one-out'))."
+            f"Expected stats.{field}, got None: these statistics were measured without it. Measure"
+            f" with {methods} of adaoptax.measure, or form them from your own gradients with"
+            f" adaoptax.stats_from_groups({arguments})."
         )
-    return stats.leave_one_out_variance
+    return value

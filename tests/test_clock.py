@@ -17,34 +17,39 @@ def exact(clock):
     return int(clock.whole) + Fraction(float(clock.fraction))
 
 
-def test_two_million_steps_of_a_fractional_gain_are_exact():
-    """1.1 in float32 is a multiple of 2^-23, and so are all sums below 2: nothing is rounded."""
-    steps, gain = 2_000_000, np.float32(1.1)
+def run_for(gain, steps):
+    body = lambda _, clock: clock.advance(gain)
+    return jax.jit(lambda: jax.lax.fori_loop(0, steps, body, init_clock(jnp.float32)))()
 
-    @jax.jit
-    def run(amount):
-        clock = (init_clock(jnp.float32), jnp.float32(0))
-        step = lambda carry, _: ((carry[0].advance(amount), carry[1] + amount), None)
-        return jax.lax.scan(step, clock, length=steps)[0]
 
-    clock, naive = run(gain)
-    expected = steps * Fraction(float(gain))
+@pytest.mark.parametrize("gain", [1.0, 1.1, 1.6180339, 2.5, 7.3, 100.25])
+def test_two_million_steps_of_a_gain_above_one_are_exact(gain):
+    """Gains of at least 1 are multiples of 2^-23, and so is every fraction: nothing is rounded."""
+    gain = np.float32(gain)
+    clock = run_for(gain, 2_000_000)
+    expected = 2_000_000 * Fraction(float(gain))
     assert clock.whole.dtype == jnp.int32
     assert int(clock.whole) == expected // 1
     assert exact(clock) == expected
     np.testing.assert_allclose(clock.value(), float(expected), rtol=1e-7)
-    assert abs(float(naive) - float(expected)) > 1000  # what a single float32 makes of it
 
 
+def test_gains_below_one_drift_less_than_their_roundings():
+    steps, gain = 200_000, np.float32(0.3)
+    error = exact(run_for(gain, steps)) - steps * Fraction(float(gain))
+    assert abs(error) <= steps * Fraction(1, 2**25)  # half an ulp of a number below one, each step
+
+
+@pytest.mark.parametrize(("least", "rounding"), [(0, Fraction(1, 2**24)), (1, 0)])
 @settings(max_examples=50)
-@given(st.lists(st.floats(0, 1000, width=32), max_size=30))
-def test_each_step_rounds_at_most_the_fraction(amounts):
+@given(data=st.data())
+def test_each_step_rounds_at_most_the_fraction_and_none_above_one(least, rounding, data):
+    amounts = data.draw(st.lists(st.floats(least, 1000, width=32), max_size=40))
     clock = init_clock(jnp.float32)
     for amount in amounts:
         clock = clock.advance(jnp.float32(amount))
         assert 0 <= float(clock.fraction) < 1
-    total = sum(map(Fraction, amounts))
-    assert abs(exact(clock) - total) <= len(amounts) * Fraction(1, 2**24)
+    assert abs(exact(clock) - sum(map(Fraction, amounts))) <= len(amounts) * rounding
 
 
 def test_a_fraction_just_below_one_never_becomes_one():
@@ -59,6 +64,7 @@ def test_whole_numbers_are_exact_beyond_float32():
     for _ in range(3):
         clock = clock.advance(jnp.float32(1))
     assert (int(clock.whole), float(clock.fraction)) == (2**24 + 3, 0.25)
+    assert exact(clock.advance(jnp.float32(1.875))) == 2**24 + 5 + Fraction(1, 8)
 
 
 @pytest.mark.usefixtures("float64")

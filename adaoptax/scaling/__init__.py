@@ -1,4 +1,4 @@
-"""Gradient transformations that adapt the step to the batch, one file a rule."""
+"""Gradient transformations that adapt the step to the batch."""
 
 from adaoptax.scaling import rules
 from adaoptax.scaling.adagrad import (
@@ -9,7 +9,12 @@ from adaoptax.scaling.adagrad import (
     scale_by_adagrad_norm,
 )
 from adaoptax.scaling.adam import ScaleByAdamWithBatchState, scale_by_adam_with_batch
-from adaoptax.scaling.adam_hyperparams import AdamHyperparams, adam_hyperparams
+from adaoptax.scaling.adam_hyperparams import (
+    AdamHyperparams,
+    adam_hyperparams,
+    decay_of_half_life,
+    half_life_of_decay,
+)
 from adaoptax.scaling.adamw import (
     AddDecayedWeightsWithBatchState,
     adamw_with_batch,
@@ -25,7 +30,6 @@ from adaoptax.scaling.by_batch import (
 )
 from adaoptax.scaling.evidence import RuleEvidence
 from adaoptax.scaling.gain import adascale_gain
-from adaoptax.scaling.half_life import decay_of_half_life, half_life_of_decay
 from adaoptax.scaling.lipschitz import LipschitzDescentState, lipschitz_descent
 from adaoptax.scaling.relative_error import optimal_rate, optimal_step_size
 from adaoptax.scaling.skip import SkipNonfiniteState, skip_nonfinite

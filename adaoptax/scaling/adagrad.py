@@ -77,8 +77,8 @@ def scale_by_adagrad_norm(
         finite = jnp.isfinite(added)
         moves = finite & (added > 0)
         factor = jax.lax.rsqrt(jnp.where(moves, added, 1) + eps)
-        scaled = jax.tree.map(lambda u: jnp.where(moves, factor * u, 0).astype(u.dtype), updates)
-        return scaled, ScaleByAdaGradNormState(jnp.where(finite, added, state.sq_norm_sum))
+        total = jnp.where(finite, added, state.sq_norm_sum)
+        return _tree.scale_where(moves, factor, updates), ScaleByAdaGradNormState(total)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

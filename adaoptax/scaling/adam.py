@@ -17,7 +17,7 @@ from adaoptax.scaling.adam_hyperparams import (
     check_kappa,
     moved_decay,
 )
-from adaoptax.scaling.evidence import next_count
+from adaoptax.scaling.skip import is_usable, next_count
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
@@ -110,9 +110,7 @@ def scale_by_adam_with_batch(
         Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; for the rules see
         `adam_hyperparams`. The running product is derived here.
     """
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size Adam was tuned for."
-    )
+    _validate.base_batch_size(base_batch_size, "Adam")
     check_adam_arguments(b1, b2, eps, eps_root, rule)
     moves = ADAM_RULES[rule]
     # An injected decay may change while training, and then a power of it is no product.
@@ -145,7 +143,7 @@ def scale_by_adam_with_batch(
     ) -> tuple[ArrayTree, ScaleByAdamWithBatchState]:
         del params, extra_args
         check_stats(stats, "scale_by_adam_with_batch")
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
+        usable = is_usable(stats)
         size = jnp.where(usable, stats.num_examples, base_batch_size)
         kappa = (size / base_batch_size).astype(state.mu_weight.dtype)
 

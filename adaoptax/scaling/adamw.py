@@ -15,6 +15,7 @@ from adaoptax.scaling.adam_hyperparams import ADAM_RULES
 from adaoptax.scaling.by_batch import scale_by_batch
 from adaoptax.scaling.evidence import Rule
 from adaoptax.scaling.rules import sqrt
+from adaoptax.scaling.skip import is_usable, next_count
 from adaoptax.schedules.over_examples import scale_by_schedule_over_examples
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
@@ -69,9 +70,7 @@ def add_decayed_weights_with_batch(
         Pre-training <https://arxiv.org/abs/2505.13738>`_, 2025.
     """
     _validate.at_least("weight_decay", weight_decay, 0, "it shrinks parameters.")
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size weight decay was tuned for."
-    )
+    _validate.base_batch_size(base_batch_size, "weight decay")
 
     def init_fn(params: ArrayTree) -> AddDecayedWeightsWithBatchState:
         del params
@@ -87,16 +86,12 @@ def add_decayed_weights_with_batch(
     ) -> tuple[ArrayTree, AddDecayedWeightsWithBatchState]:
         del extra_args
         check_stats(stats, "add_decayed_weights_with_batch")
-        if params is None:
-            raise ValueError(
-                "Expected params, got None: weight decay shrinks them; call "
-                "tx.update(grads, state, params, stats=stats)."
-            )
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
+        _validate.has_params(params, "weight decay shrinks them")
+        usable = is_usable(stats)
         kappa = jnp.where(usable, stats.num_examples / base_batch_size, 0)
         decay = weight_decay * kappa
         decayed = jax.tree.map(lambda u, p: (u + decay * p).astype(u.dtype), updates, params)
-        skipped = state.decays_skipped + (~usable).astype(jnp.int32)
+        skipped = next_count(state.decays_skipped, ~usable)
         return decayed, AddDecayedWeightsWithBatchState(skipped)
 
     update_fn.__qualname__ = "add_decayed_weights_with_batch.update"

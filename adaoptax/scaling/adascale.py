@@ -15,10 +15,11 @@ from adaoptax.scaling.gain import (
     CONVENTIONS,
     NoiseAndSignal,
     add_sample,
+    checked_decay,
     gain_of,
     init_gain_averages,
 )
-from adaoptax.scaling.skip import skip_nonfinite
+from adaoptax.scaling.skip import is_usable, next_count, skip_nonfinite
 from adaoptax.stats import GradientStats, check_stats, signal
 from adaoptax.typing import Scalar
 
@@ -114,13 +115,10 @@ def scale_by_adascale(
         Johnson et al., `AdaScale SGD: A User-Friendly Algorithm for Distributed Training
         <https://arxiv.org/abs/2007.05105>`_, 2020, Algorithm 1.
     """
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size the learning rate was tuned for."
-    )
+    _validate.base_batch_size(base_batch_size, "the learning rate")
     _validate.positive("exponent", exponent, "1 is AdaScale, 0.5 its square-root form.")
     _validate.one_of("convention", convention, tuple(CONVENTIONS))
-    decay = 0.999 if decay is None else decay
-    _validate.fraction("decay", decay, "it is the share of the average kept for each base batch.")
+    decay = checked_decay(decay)
     rule = CONVENTIONS[convention]
 
     def init_fn(params: ArrayTree) -> ScaleByAdaScaleState:
@@ -149,7 +147,7 @@ def scale_by_adascale(
         dtype = state.gain.dtype
         scale = (stats.num_examples / base_batch_size).astype(dtype)
         sample = NoiseAndSignal(stats.variance / base_batch_size, signal(stats))
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
+        usable = is_usable(stats)
         measured = usable & (stats.num_groups > 1) & jnp.isfinite(stats.variance)
 
         samples = state.gain_samples + measured.astype(jnp.int32)
@@ -161,8 +159,6 @@ def scale_by_adascale(
         clock = Clock(state.scale_invariant_count, state.scale_invariant_fraction)
         if learning_rate is not None:
             factor = -factor * _learning_rate_at(learning_rate, clock, convention)
-        scaled = jax.tree.map(lambda u: jnp.where(usable, factor * u, 0).astype(u.dtype), updates)
-
         after = clock.advance(gain)
         stepped = state._replace(
             gain=gain.astype(dtype),
@@ -171,9 +167,10 @@ def scale_by_adascale(
             gain_averages=averages,
             gain_samples=samples,
             gain_undefined=~known,
-            steps_undefined=state.steps_undefined + (~known).astype(jnp.int32),
+            steps_undefined=next_count(state.steps_undefined, ~known),
         )
         skipped = state._replace(steps_skipped=optax.safe_increment(state.steps_skipped))
+        scaled = _tree.scale_where(usable, factor, updates)
         return scaled, _tree.select(usable, stepped, skipped)
 
     update_fn.__qualname__ = "scale_by_adascale.update"  # what a missing `stats` is reported under

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaoptax import _tree
+from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
 from adaoptax.averages import Averages, debiased, update_averages
-from adaoptax.scaling.evidence import next_count
-from adaoptax.scaling.half_life import check_half_life
+from adaoptax.scaling.adam_hyperparams import check_half_life
+from adaoptax.scaling.skip import is_usable, next_count
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
@@ -84,12 +84,8 @@ def average_params(half_life: Scalar) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[ArrayTree, AverageParamsState]:
         del extra_args
         check_stats(stats, "average_params")
-        if params is None:
-            raise ValueError(
-                "Expected params, got None: they are what is averaged; call "
-                "tx.update(grads, state, params, stats=stats)."
-            )
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
+        _validate.has_params(params, "they are what is averaged")
+        usable = is_usable(stats)
         size = jnp.where(usable, stats.num_examples, 0)
         share = -jnp.expm1(-math.log(2) * (size / half_life))
         moved = optax.apply_updates(params, updates)

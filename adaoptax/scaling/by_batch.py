@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaoptax import _tree, _validate
+from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.clock import Clock, init_clock
 from adaoptax.scaling.evidence import (
     Rule,
     RuleEvidence,
     add_step,
-    check_rule,
     init_evidence,
-    next_count,
+    rule_in_force,
 )
+from adaoptax.scaling.skip import is_usable, next_count
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
@@ -78,7 +78,7 @@ def scale_by_batch(
         >>> round(float(updates[0]), 4)  # 128 examples: twice the step
         -0.2
     """
-    decay = _checked(rule, base_batch_size, noise_scale, decay)
+    force = rule_in_force(rule, base_batch_size, noise_scale, decay)
 
     def init_fn(params: ArrayTree) -> ScaleByBatchState:
         return ScaleByBatchState(
@@ -95,10 +95,9 @@ def scale_by_batch(
     ) -> tuple[ArrayTree, ScaleByBatchState]:
         del params, extra_args
         check_stats(stats, "scale_by_batch")
-        evidence = add_step(state.evidence, rule, stats, base_batch_size, noise_scale, decay)
-        usable = jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
-        factor = evidence.batch_factor
-        scaled = jax.tree.map(lambda u: jnp.where(usable, factor * u, 0).astype(u.dtype), updates)
+        evidence = add_step(state.evidence, force, stats)
+        usable = is_usable(stats)
+        scaled = _tree.scale_where(usable, evidence.batch_factor, updates)
         return scaled, ScaleByBatchState(evidence, next_count(state.updates_zeroed, ~usable))
 
     update_fn.__qualname__ = "scale_by_batch.update"  # what a missing `stats` is reported under
@@ -158,9 +157,8 @@ class BatchScaledSchedule(optax.schedules.StatefulSchedule):
         noise_scale: Scalar | None = None,
         decay: Scalar | None = None,
     ) -> None:
-        self._decay = _checked(rule, base_batch_size, noise_scale, decay)
-        self._value, self._rule = value, rule
-        self._base_batch_size, self._noise_scale = base_batch_size, noise_scale
+        self._value = value
+        self._force = rule_in_force(rule, base_batch_size, noise_scale, decay)
 
     def init(self) -> BatchScaledScheduleState:
         """State before the first step."""
@@ -173,7 +171,8 @@ class BatchScaledSchedule(optax.schedules.StatefulSchedule):
         """State after a step with these statistics."""
         del extra_args
         evidence = self._evidence(state, stats)
-        amount = jnp.where(stats.num_examples > 0, stats.num_examples, 0) / self._base_batch_size
+        examples = jnp.where(stats.num_examples > 0, stats.num_examples, 0)
+        amount = examples / self._force.base_batch_size
         return BatchScaledScheduleState(
             evidence, state.base_steps.advance(amount.astype(state.base_steps.fraction.dtype))
         )
@@ -195,22 +194,4 @@ class BatchScaledSchedule(optax.schedules.StatefulSchedule):
 
     def _evidence(self, state: BatchScaledScheduleState, stats: GradientStats) -> RuleEvidence:
         check_stats(stats, "BatchScaledSchedule")
-        return add_step(
-            state.evidence,
-            self._rule,
-            stats,
-            self._base_batch_size,
-            self._noise_scale,
-            self._decay,
-        )
-
-
-def _checked(rule: Any, base_batch_size: Any, noise_scale: Any, decay: Any) -> Any:
-    """Checks what the two forms share; returns the decay in force."""
-    _validate.positive(
-        "base_batch_size", base_batch_size, "it is the batch size the learning rate was tuned for."
-    )
-    decay = 0.999 if decay is None else decay
-    _validate.fraction("decay", decay, "it is the share of the average kept for each base batch.")
-    check_rule(rule, noise_scale)
-    return decay
+        return add_step(state.evidence, self._force, stats)

@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from adaoptax import _tree
+from adaoptax import _tree, _validate
 from adaoptax.averages import Averages, debiased
 from adaoptax.clock import Clock, init_clock
-from adaoptax.scaling.gain import CONVENTIONS, NoiseAndSignal, add_sample, init_gain_averages
+from adaoptax.scaling.gain import (
+    CONVENTIONS,
+    NoiseAndSignal,
+    add_sample,
+    checked_decay,
+    init_gain_averages,
+)
+from adaoptax.scaling.skip import next_count
 from adaoptax.stats import GradientStats, signal
 
 # Rule(batch_size, base_batch_size, **what it names of: stats, noise_scale, examples_seen) → factor.
@@ -20,6 +26,22 @@ Rule = Callable[..., Any]
 
 # The clock counts in units of 2^16 examples, exact in binary: int32 then lasts for 10^14 of them.
 _UNIT = 65536
+
+
+class RuleInForce(NamedTuple):
+    """A rule and what it is run with.
+
+    Attributes:
+        rule: The rule.
+        base_batch_size: Batch size at which its factor is 1.
+        noise_scale: What the rule gets as such, or None.
+        decay: Share of the averages kept for each base batch.
+    """
+
+    rule: Rule
+    base_batch_size: Any
+    noise_scale: Any
+    decay: Any
 
 
 class RuleEvidence(NamedTuple):
@@ -54,49 +76,31 @@ def init_evidence(dtype: Any) -> RuleEvidence:
     )
 
 
-def add_step(
-    evidence: RuleEvidence,
-    rule: Rule,
-    stats: GradientStats,
-    base_batch_size: Any,
-    noise_scale: Any,
-    decay: Any,
-) -> RuleEvidence:
+def add_step(evidence: RuleEvidence, force: RuleInForce, stats: GradientStats) -> RuleEvidence:
     """The evidence after one step, whose factor it holds. A batch of padding only adds nothing."""
     dtype = evidence.batch_factor.dtype
     real = stats.num_examples > 0
-    batch = jnp.where(real, stats.num_examples, base_batch_size).astype(dtype)
-    base = jnp.asarray(base_batch_size, dtype)
+    batch = jnp.where(real, stats.num_examples, force.base_batch_size).astype(dtype)
+    base = jnp.asarray(force.base_batch_size, dtype)
 
     sample = NoiseAndSignal(stats.variance.astype(dtype), signal(stats).astype(dtype))
     usable = jnp.isfinite(sample.base_variance) & jnp.isfinite(sample.signal)
     usable = real & usable & (stats.num_groups > 1)
     samples = evidence.rule_samples + usable.astype(jnp.int32)
-    added = add_sample(
-        CONVENTIONS["adaoptax"], evidence.rule_averages, sample, batch / base, decay, samples
-    )
-    averages = _tree.select(usable, added, evidence.rule_averages)
+    old, convention = evidence.rule_averages, CONVENTIONS["adaoptax"]
+    added = add_sample(convention, old, sample, batch / base, force.decay, samples)
+    averages = _tree.select(usable, added, old)
 
-    factor = jnp.asarray(
-        call_rule(
-            rule,
-            batch,
-            base,
-            noise_scale,
-            averaged_stats(averages, stats),
-            _UNIT * evidence.rule_clock.value(),
-        ),
-        dtype,
-    )
+    known, seen = averaged_stats(averages, stats), _UNIT * evidence.rule_clock.value()
+    factor = jnp.asarray(call_rule(force, batch, base, known, seen), dtype)
     defined = jnp.isfinite(factor)
-    after = evidence.rule_clock.advance(batch / _UNIT)
     stepped = RuleEvidence(
         batch_factor=jnp.where(defined, factor, 1).astype(dtype),
         factor_undefined=~defined,
-        factors_undefined=evidence.factors_undefined + (~defined).astype(jnp.int32),
+        factors_undefined=next_count(evidence.factors_undefined, ~defined),
         rule_averages=averages,
         rule_samples=samples,
-        rule_clock=after,
+        rule_clock=evidence.rule_clock.advance(batch / _UNIT),
     )
     return _tree.select(real, stepped, evidence)
 
@@ -115,23 +119,21 @@ def averaged_stats(averages: Averages, stats: GradientStats) -> GradientStats:
 
 
 def call_rule(
-    rule: Rule,
-    batch_size: Any,
-    base_batch_size: Any,
-    noise_scale: Any,
-    stats: GradientStats,
-    examples_seen: Any,
+    force: RuleInForce, batch_size: Any, base_batch_size: Any, stats: GradientStats, seen: Any
 ) -> Any:
     """The factor of a rule, which is given of the evidence what it names."""
-    evidence: dict[str, Any] = {"stats": stats, "examples_seen": examples_seen}
-    if noise_scale is not None:
-        evidence["noise_scale"] = noise_scale
-    named = _parameters(rule)
-    return rule(batch_size, base_batch_size, **{k: v for k, v in evidence.items() if k in named})
+    evidence: dict[str, Any] = {"stats": stats, "examples_seen": seen}
+    if force.noise_scale is not None:
+        evidence["noise_scale"] = force.noise_scale
+    named = _parameters(force.rule)
+    given = {name: value for name, value in evidence.items() if name in named}
+    return force.rule(batch_size, base_batch_size, **given)
 
 
-def check_rule(rule: Any, noise_scale: Any) -> None:
+def rule_in_force(rule: Any, base_batch_size: Any, noise_scale: Any, decay: Any) -> RuleInForce:
     """Raises unless `rule` can be called with the evidence there is, and gives one number."""
+    _validate.base_batch_size(base_batch_size, "the learning rate")
+    force = RuleInForce(rule, base_batch_size, noise_scale, checked_decay(decay))
     if not callable(rule):
         raise TypeError(
             f"Expected rule to be a function of batch_size and base_batch_size, got {rule!r}: pass "
@@ -156,13 +158,14 @@ def check_rule(rule: Any, noise_scale: Any) -> None:
         )
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     stats = GradientStats(scalar, scalar, scalar, scalar)
-    call = lambda size, stats: jnp.asarray(call_rule(rule, size, size, noise_scale, stats, size))
+    call = lambda size, stats: jnp.asarray(call_rule(force, size, size, stats, size))
     shape = jax.eval_shape(call, scalar, stats).shape
     if shape != ():
         raise ValueError(
             f"Expected rule to return one number, got shape {shape} from {_name(rule)}: one factor "
             "multiplies the whole update."
         )
+    return force
 
 
 def _parameters(rule: Rule) -> dict[str, inspect.Parameter]:
@@ -173,8 +176,3 @@ def _name(rule: Any) -> str:
     while isinstance(rule, functools.partial):
         rule = rule.func
     return getattr(rule, "__name__", repr(rule))
-
-
-def next_count(count: jax.Array, event: jax.Array) -> jax.Array:
-    """The count, one more where `event` holds."""
-    return jnp.where(event, optax.safe_increment(count), count)

@@ -41,6 +41,13 @@ def init_gain_averages(dtype: Any) -> Averages:
     return init_averages(NoiseAndSignal(jnp.zeros([], dtype), jnp.zeros([], dtype)), dtype)
 
 
+def checked_decay(decay: Any) -> Any:
+    """The share of the average kept for each base batch, 0.999 for None; ValueError beyond."""
+    decay = 0.999 if decay is None else decay
+    _validate.fraction("decay", decay, "it is the share of the average kept for each base batch.")
+    return decay
+
+
 class Convention(NamedTuple):
     """How samples become averages.
 

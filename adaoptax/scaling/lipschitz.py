@@ -10,6 +10,7 @@ import optax
 
 from adaoptax import _tree, _validate
 from adaoptax._tree import ArrayTree
+from adaoptax.scaling.skip import next_count
 from adaoptax.stats import GradientStats, check_stats
 from adaoptax.typing import Scalar
 
@@ -89,11 +90,8 @@ def lipschitz_descent(
         Shrinkage-Thresholding Algorithm <https://doi.org/10.1137/080716542>`_, 2009.
     """
     _validate.positive("initial_lipschitz", initial_lipschitz, "the first step is 1/L.")
-    if _validate.is_number(growth) and not 1 < growth < float("inf"):
-        raise ValueError(
-            f"Expected growth > 1 and finite, got growth={growth!r}: it multiplies L until the loss"
-            " falls; 1.5 is usual."
-        )
+    meaning = "it multiplies L until the loss falls; 1.5 is usual."
+    _validate.positive("growth", growth, meaning, above=1)
     _validate.count("max_trials", max_trials, 1, "it counts evaluations of the loss.")
 
     def init_fn(params: ArrayTree) -> LipschitzDescentState:
@@ -113,11 +111,8 @@ def lipschitz_descent(
         **extra_args: Any,
     ) -> tuple[ArrayTree, LipschitzDescentState]:
         check_stats(stats, "lipschitz_descent")
-        if params is None:
-            raise ValueError(
-                "Expected params, got params=None: the search evaluates the loss near them; call"
-                " tx.update(grads, state, params, stats=stats, value=value, value_fn=value_fn)."
-            )
+        call = "stats=stats, value=value, value_fn=value_fn"
+        _validate.has_params(params, "the search evaluates the loss near them", call)
         dtype = state.lipschitz.dtype
         value = jnp.asarray(value).astype(dtype)
         sq_norm = _tree.sq_norm(updates).astype(dtype)
@@ -150,8 +145,8 @@ def lipschitz_descent(
         return steps, LipschitzDescentState(
             lipschitz=jnp.where(usable & (sq_norm > 0), lipschitz, state.lipschitz),
             backtracking_trials=jnp.where(usable, trials, 0),
-            searches_failed=state.searches_failed + (usable & failed).astype(jnp.int32),
-            steps_skipped=state.steps_skipped + (~usable).astype(jnp.int32),
+            searches_failed=next_count(state.searches_failed, usable & failed),
+            steps_skipped=next_count(state.steps_skipped, ~usable),
         )
 
     update_fn.__qualname__ = "lipschitz_descent.update"

@@ -11,6 +11,16 @@ from adaoptax._tree import ArrayTree
 from adaoptax.stats import GradientStats, check_stats
 
 
+def is_usable(stats: GradientStats) -> jax.Array:
+    """Whether a step has a finite gradient of at least one example."""
+    return jnp.isfinite(stats.sq_norm) & (stats.num_examples > 0)
+
+
+def next_count(count: jax.Array, event: jax.Array) -> jax.Array:
+    """The count, one more where `event` holds."""
+    return jnp.where(event, optax.safe_increment(count), count)
+
+
 class SkipNonfiniteState(NamedTuple):
     """State of `skip_nonfinite`.
 
@@ -64,7 +74,7 @@ def skip_nonfinite(
         new_updates, new_state = inner.update(
             updates, state.inner_state, params, stats=stats, **extra_args
         )
-        skipped = state.nonfinite_skipped + (~finite).astype(jnp.int32)
+        skipped = next_count(state.nonfinite_skipped, ~finite)
         return (
             _tree.select(finite, new_updates, jax.tree.map(jnp.zeros_like, new_updates)),
             SkipNonfiniteState(_tree.select(finite, new_state, state.inner_state), skipped),

@@ -8,14 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from changing_batches import RULES, SIZES, assert_bits, bits, stats, tree
+from changing_batches import RULES, SIZES, assert_bits, beside_optax, bits, stats, tree
 
-from adaoptax import GradientStats
-from adaoptax.scaling import (
-    adam_hyperparams,
-    adamw_with_batch,
-    scale_by_adam_with_batch,
-)
+from adaoptax.scaling import adam_hyperparams, adamw_with_batch, scale_by_adam_with_batch
 
 pytestmark = pytest.mark.sampled
 
@@ -37,45 +32,29 @@ def test_it_is_adam_to_the_bit_while_the_batch_never_changes(rule, options, jit)
         scale_by_adam_with_batch(48, rule=rule, **options),
         optax.scale_by_adam(**options),
     )
-    maybe = jax.jit if jit else lambda f: f
-    update, optax_update = maybe(ours.update), maybe(theirs.update)
-    params = tree(0)
-    state, optax_state = ours.init(params), theirs.init(params)
-    for seed in range(100 if jit else 5):
-        grads = tree(seed, spread=6)
-        updates, state = update(grads, state, params, stats=stats(48))
-        expected, optax_state = optax_update(grads, optax_state, params)
+    steps = beside_optax(ours, theirs, 100 if jit else 5, compiled=jit, spread=6)
+    for updates, expected, state, optax_state in steps:
         assert_bits(updates, expected)
         assert_bits((state.mu, state.nu), (optax_state.mu, optax_state.nu))
-    assert bool(state.only_base_batches)
+        assert bool(state.only_base_batches)
 
 
-@pytest.mark.usefixtures("optimised")
-def test_it_is_adam_to_the_bit_in_float64(float64):
+@pytest.mark.usefixtures("optimised", "float64")
+def test_it_is_adam_to_the_bit_in_float64():
     ours, theirs = scale_by_adam_with_batch(48), optax.scale_by_adam()
-    params = tree(0, jnp.float64)
-    state, optax_state = ours.init(params), theirs.init(params)
-    update, optax_update = jax.jit(ours.update), jax.jit(theirs.update)
-    for seed in range(50):
-        grads = tree(seed, jnp.float64, spread=6)
-        updates, state = update(grads, state, params, stats=stats(48, jnp.float64))
-        expected, optax_state = optax_update(grads, optax_state, params)
+    steps = beside_optax(ours, theirs, 50, compiled=True, dtype=jnp.float64, spread=6)
+    for updates, expected, _, _ in steps:
         assert_bits(updates, expected)
         assert updates["w"].dtype == jnp.float64
 
 
-def test_nesterov_is_that_of_optax():
-    # Without jit to the bit; a fused multiply-add may differ by the last bit of a term.
+# Without jit to the bit; a fused multiply-add may differ by the last bit of a term.
+@pytest.mark.parametrize(("jit", "tolerance"), [(False, 0.0), (True, 3e-7)])
+def test_nesterov_is_that_of_optax(jit, tolerance):
     ours, theirs = scale_by_adam_with_batch(48, nesterov=True), optax.scale_by_adam(nesterov=True)
-    params = tree(0)
-    for maybe, tolerance in ((lambda f: f, 0.0), (jax.jit, 3e-7)):
-        update, optax_update = maybe(ours.update), maybe(theirs.update)
-        state, optax_state = ours.init(params), theirs.init(params)
-        for seed in range(10):
-            updates, state = update(tree(seed), state, params, stats=stats(48))
-            expected, optax_state = optax_update(tree(seed), optax_state, params)
-            for a, b in zip(bits(updates), bits(expected), strict=True):
-                np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+    for updates, expected, _, _ in beside_optax(ours, theirs, 10, compiled=jit):
+        for a, b in zip(bits(updates), bits(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
 def test_complex_gradients_are_those_of_optax():
@@ -169,11 +148,7 @@ def test_a_constant_batch_of_another_size_is_adam_with_moved_numbers(size):
     ours = scale_by_adam_with_batch(64, b2=0.99)
     moved = adam_hyperparams(size, 64, b2=0.99)
     theirs = optax.scale_by_adam(moved.b1, moved.b2, moved.eps)
-    params = tree(0)
-    state, optax_state = ours.init(params), theirs.init(params)
-    for seed in range(20):
-        updates, state = ours.update(tree(seed), state, params, stats=stats(size))
-        expected, optax_state = theirs.update(tree(seed), optax_state, params)
+    for updates, expected, _, _ in beside_optax(ours, theirs, 20, batch=size):
         np.testing.assert_allclose(updates["w"], expected["w"], rtol=2e-3, atol=1e-4)
 
 
@@ -216,24 +191,20 @@ def test_beyond_its_range_the_square_root_rule_forgets_and_counts():
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nonfinite_gradient_never_happened(bad):
-    tx = scale_by_adam_with_batch(32)
-    params = tree(0)
-    _, state = tx.update(tree(1), tx.init(params), stats=stats(48))
-    broken = jax.tree.map(lambda g: g.at[0].set(bad), tree(2))
-    updates, after = tx.update(broken, state, stats=stats(48, sq_norm=bad))
-    assert all((leaf == 0).all() for leaf in bits(updates))
-    assert int(after.adam_steps_skipped) == 1
-    assert_bits(after._replace(adam_steps_skipped=state.adam_steps_skipped), state)
-
-
-def test_a_batch_without_examples_never_happened():
+@pytest.mark.parametrize(
+    ("batch", "sq_norm", "entry"), [(48, np.nan, np.nan), (48, np.inf, np.inf), (0, 0.0, 0.0)]
+)
+def test_a_step_without_a_finite_gradient_or_examples_changes_a_count_only(batch, sq_norm, entry):
     tx = scale_by_adam_with_batch(32)
     _, state = tx.update(tree(1), tx.init(tree(0)), stats=stats(48))
-    empty = GradientStats(*map(jnp.float32, (0, 0, 0, jnp.nan)))
-    updates, after = tx.update(jax.tree.map(jnp.zeros_like, tree(0)), state, stats=empty)
+    broken = jax.tree.map(lambda g: g.at[0].set(entry), tree(2))
+    bad = stats(batch, sq_norm=sq_norm)
+    if batch == 0:
+        broken = jax.tree.map(jnp.zeros_like, broken)
+        bad = bad._replace(num_groups=jnp.float32(0), variance=jnp.float32(jnp.nan))
+    updates, after = tx.update(broken, state, stats=bad)
     assert all((leaf == 0).all() for leaf in bits(updates))
+    assert int(after.adam_steps_skipped) == 1
     assert_bits(after._replace(adam_steps_skipped=state.adam_steps_skipped), state)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from changing_batches import RULES, SIZES, assert_bits, bits, stats, tree
+from changing_batches import RULES, SIZES, assert_bits, beside_optax, bits, stats, tree
 
 from adaoptax.scaling import (
     adamw_with_batch,
@@ -23,30 +23,17 @@ pytestmark = pytest.mark.sampled
 def test_adamw_is_that_of_optax_while_the_batch_never_changes(rule, weight_decay, mask):
     ours = adamw_with_batch(3e-3, 48, weight_decay=weight_decay, mask=mask, rule=rule)
     theirs = optax.adamw(3e-3, weight_decay=weight_decay, mask=mask)
-    params = other = tree(0)
-    state, optax_state = ours.init(params), theirs.init(params)
     # One operation at a time: what a compiler fuses is not ours to promise.
-    for seed in range(6):
-        updates, state = ours.update(tree(seed + 1), state, params, stats=stats(48))
-        expected, optax_state = theirs.update(tree(seed + 1), optax_state, other)
+    for updates, expected, _, _ in beside_optax(ours, theirs, 6):
         assert_bits(updates, expected)
-        params = optax.apply_updates(params, updates)
-        other = optax.apply_updates(other, expected)
 
 
 def test_compiled_adamw_agrees_with_optax_to_the_last_bits():
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 10, 60)
     ours, theirs = adamw_with_batch(schedule, 48), optax.adamw(schedule)
-    params = other = tree(0)
-    state, optax_state = ours.init(params), theirs.init(params)
-    update, optax_update = jax.jit(ours.update), jax.jit(theirs.update)
-    for seed in range(60):
-        updates, state = update(tree(seed), state, params, stats=stats(48))
-        expected, optax_state = optax_update(tree(seed), optax_state, other)
+    for updates, expected, _, _ in beside_optax(ours, theirs, 60, compiled=True):
         for a, b in zip(bits(updates), bits(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-11)
-        params = optax.apply_updates(params, updates)
-        other = optax.apply_updates(other, expected)
 
 
 def test_weight_decay_and_schedule_follow_the_examples():
@@ -113,7 +100,7 @@ def test_weight_decay_says_what_it_lacks():
     with pytest.raises(ValueError, match="weight_decay=-1"):
         add_decayed_weights_with_batch(-1, 32)
     tx = adamw_with_batch(0.1, 32)
-    with pytest.raises(ValueError, match="Expected params, got None"):
+    with pytest.raises(ValueError, match="Expected params, got params=None"):
         tx.update(tree(0), tx.init(tree(0)), stats=stats(32))
     with pytest.raises(ValueError, match=r"rules.surge, got None"):
         adamw_with_batch(0.1, 32, learning_rate_rule=rules.surge)

@@ -1,4 +1,4 @@
-"""Rules that move the learning rate with the batch, one file a rule.
+"""Rules that move the learning rate with the batch.
 
 A rule is a function ``rule(batch_size, base_batch_size, ...)`` that returns the factor by which the
 learning rate tuned at the base batch is multiplied: 1 when the two sizes are equal.
@@ -6,13 +6,9 @@ learning rate tuned at the base batch is multiplied: 1 when the two sizes are eq
 hyperparameter.
 """
 
-from adaoptax.scaling.rules.adascale import adascale
-from adaoptax.scaling.rules.legw import legw
-from adaoptax.scaling.rules.linear import linear
-from adaoptax.scaling.rules.mccandlish import mccandlish
-from adaoptax.scaling.rules.sqrt import sqrt
-from adaoptax.scaling.rules.surge import surge
-from adaoptax.scaling.rules.surge_exact import SurgeConstants, surge_constants, surge_exact
+from adaoptax.scaling.rules.noise_scale import adascale, mccandlish
+from adaoptax.scaling.rules.powers import legw, linear, sqrt
+from adaoptax.scaling.rules.surge import SurgeConstants, surge, surge_constants, surge_exact
 
 __all__ = [
     "SurgeConstants",

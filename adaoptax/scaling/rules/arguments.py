@@ -11,13 +11,9 @@ from adaoptax import _validate
 
 def sizes(batch_size: Any, base_batch_size: Any) -> tuple[jax.Array, jax.Array]:
     """Both batch sizes as floats of one dtype."""
+    tuned = "it is the batch size the learning rate was tuned for."
     _validate.at_least("batch_size", batch_size, 1e-30, "it counts the examples of a gradient.")
-    _validate.at_least(
-        "base_batch_size",
-        base_batch_size,
-        1e-30,
-        "it is the batch size the learning rate was tuned for.",
-    )
+    _validate.at_least("base_batch_size", base_batch_size, 1e-30, tuned)
     dtype = float_dtype(batch_size, base_batch_size)
     return jnp.asarray(batch_size, dtype), jnp.asarray(base_batch_size, dtype)
 

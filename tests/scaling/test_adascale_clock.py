@@ -1,19 +1,16 @@
-"""The scale-invariant step count: exact where it can be, bounded drift where it cannot."""
+"""The scale-invariant step count of AdaScale, and schedules that run on it."""
 
 import math
 from fractions import Fraction
 from typing import Any
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import strategies as st
 
 import adaoptax
-from adaoptax.clock import Clock, init_clock
 
 
 def exact(whole: Any, fraction: Any) -> Fraction:
@@ -24,44 +21,6 @@ def exact(whole: Any, fraction: Any) -> Fraction:
 def tau(state: Any) -> Fraction:
     assert state.scale_invariant_count.dtype == jnp.int32
     return exact(state.scale_invariant_count, state.scale_invariant_fraction)
-
-
-def run_for(gain: Any, steps: int) -> Any:
-    body = lambda _, clock: clock.advance(gain)
-    return jax.jit(lambda: jax.lax.fori_loop(0, steps, body, init_clock(jnp.float32)))()
-
-
-@pytest.mark.parametrize("gain", [1.0, 1.1, 1.6180339, 2.5, 7.3, 100.25])
-def test_two_million_gains_do_not_drift(gain):
-    # Gains of at least 1 are multiples of 2⁻²³, and so is every fraction: the sum is exact.
-    rounded = np.float32(gain)
-    clock = run_for(jnp.float32(rounded), 2_000_000)
-    total = 2_000_000 * Fraction(float(rounded))
-    assert exact(*clock) == total
-    assert int(clock.whole) == math.floor(total)
-
-
-def test_gains_below_one_drift_less_than_their_roundings():
-    steps, rounded = 200_000, np.float32(0.3)
-    clock = run_for(jnp.float32(rounded), steps)
-    error = exact(*clock) - steps * Fraction(float(rounded))
-    assert abs(error) <= steps * Fraction(1, 2**25)  # half an ulp of a number below one, each step
-
-
-@hypothesis.given(st.lists(st.floats(1, 1000, width=32), min_size=1, max_size=40))
-@hypothesis.settings(max_examples=60)
-def test_sum_of_arbitrary_gains_is_exact(gains):
-    clock = init_clock(jnp.float32)
-    for gain in gains:
-        clock = clock.advance(jnp.float32(gain))
-    assert exact(*clock) == sum(Fraction(g) for g in gains)
-
-
-def test_a_single_float32_would_not_do():
-    # Near 2²⁴ a float32 cannot even count single steps.
-    start = Clock(jnp.int32(2**24), jnp.float32(0.75))
-    assert exact(*start.advance(jnp.float32(1.125))) == 2**24 + Fraction(15, 8)
-    assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
 
 
 def test_the_transformation_keeps_the_clock_through_a_long_run():
