@@ -18,7 +18,7 @@ import pytest
 from jax import NamedSharding, P
 
 import adaoptax
-from adaoptax.integrations._state_leaves import strong_and_committed
+from adaoptax.integrations._state_leaves import as_restored
 from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.loop import BatchLoader
 
@@ -114,7 +114,7 @@ def test_every_kind_of_state_comes_back_bit_for_bit(tmp_path: pathlib.Path) -> N
         restored = saver.restore(blank(state), other)
         assert saver.restored_step == 3
         assert saver.steps == [3]
-    assert_bit_equal(restored, strong_and_committed(state))
+    assert_bit_equal(restored, as_restored(state))
     assert other.get_state() == loader.get_state()
     assert all(leaf.committed for leaf in jax.tree.leaves(restored))
 

@@ -191,7 +191,7 @@ def test_two_ctrl_c_in_a_row_interrupt_a_save_that_hangs_not_the_checkpoints(
     def run() -> None:
         with Checkpointer(tmp_path) as saver:
             saver.restore(jnp.ones(2))
-            monkeypatch.setattr(saver._manager, "save", hangs)
+            monkeypatch.setattr(saver._files.manager, "save", hangs)  # type: ignore[union-attr]
             saver.save(jnp.ones(2), loader)
 
     with pytest.raises(KeyboardInterrupt):
