@@ -76,7 +76,7 @@ TOPICS: dict[str, tuple[Topic, ...]] = {
             "the same examples in the same order; parameters equal up to rounding",
             (
                 "integrations/test_orbax.py::test_restores_into_another*",
-                "integrations/test_orbax_processes.py::test_one_and_two*",
+                "integrations/test_orbax_processes.py::*go_on*",
                 "loop/test_loader_processes.py::*another_number*",
                 "test_processes.py::test_their_state*",
                 "test_processes_checkpoint.py",
