@@ -259,6 +259,17 @@ def test_going_on_from_an_earlier_step_replaces_the_later_ones(tmp_path: pathlib
     assert problem.digest(state) == problem.digest(expected)
 
 
+def test_step_0_stays_when_training_goes_on_from_it(tmp_path: pathlib.Path) -> None:
+    save_once(tmp_path, jnp.ones(2), after_some_steps(0))
+    loader = after_some_steps(0)
+    with Checkpointer(tmp_path) as saver:
+        state = saver.restore(jnp.zeros(2), loader)
+        assert saver.restored_step == 0
+        next(loader)
+        saver.save(state, loader)
+        assert saver.steps == [0, 1]
+
+
 def test_the_state_may_be_given_by_shape_where_there_is_a_checkpoint(
     tmp_path: pathlib.Path,
 ) -> None:
