@@ -1,9 +1,12 @@
 """Eight virtual CPU devices, float64 on demand, hand-checkable gradients, compile counting."""
 
+import fcntl
 import functools
 import importlib.metadata
 import os
+import pathlib
 import re
+import shutil
 import signal
 import zlib
 
@@ -114,6 +117,29 @@ def numpy_stats() -> Callable[..., tuple[Any, GradientStats]]:
     not lean on the code that measures them. `rows` is a pytree of group means, one a row.
     """
     return _numpy_stats
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[pathlib.Path], Any]], pathlib.Path]:
+    """``made_once("name", make)``: a folder that ``make(folder)`` fills, once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in there
+        root = root.parent
+
+    def once(name: str, make: Callable[[pathlib.Path], Any]) -> pathlib.Path:
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import multi_process
 import numpy as np
 import pytest
 import stdlib_lm
@@ -88,33 +90,17 @@ def test_interrupting_it_ends_all_processes(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("options", "message"),
     [
-        ("multi_process.py", (), "pass --processes 2 to start one here"),
-        ("multi_process.py", ("--processes", "0"), "--processes must be at least 1"),
-        ("multi_process.py", ("--batch-size", "40"), "--batch-size must be a multiple of"),
-        (
-            "multi_process.py",
-            (*SMALL, "--devices", "3"),
-            "--micro-batch-size must be a multiple of all 6 devices",
-        ),
-        (
-            "stdlib_lm.py",
-            ("--tiny", "--host-devices", "2", "--data", "4"),
-            "--data 4 times --model 1 must be all 2 devices",
-        ),
-        (
-            "stdlib_lm.py",
-            ("--tiny", "--host-devices", "2", "--model", "2", "--heads", "1"),
-            "--heads must be a multiple of --model",
-        ),
+        ((), "pass --processes 2 to start one here"),
+        ((*SMALL, "--devices", "3"), "--micro-batch-size must be a multiple of all 6 devices"),
     ],
 )
-def test_a_bad_option_is_one_sentence(name: str, options: tuple[str, ...], message: str) -> None:
+def test_processes_that_do_not_fit_are_one_sentence(options: tuple[str, ...], message: str) -> None:
     cluster = ("JAX_", "SLURM_", "OMPI_", "TPU_", "KUBERNETES_")
     outside = {key: value for key, value in os.environ.items() if not key.startswith(cluster)}
     done = subprocess.run(
-        command(name, *options),
+        command("multi_process.py", *options),
         capture_output=True,
         text=True,
         env=outside | {"PYTHONPATH": str(ROOT)},
@@ -125,10 +111,45 @@ def test_a_bad_option_is_one_sentence(name: str, options: tuple[str, ...], messa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["multi_process.py", "stdlib_lm.py"])
-def test_they_explain_every_option(name: str) -> None:
-    out = run(name, "--help").stdout
+@pytest.mark.parametrize(
+    ("parse", "options", "message"),
+    [
+        (multi_process.main, ("--processes", "0"), "--processes must be at least 1"),
+        (multi_process.main, ("--batch-size", "40"), "--batch-size must be a multiple of"),
+        (
+            stdlib_lm.main,
+            ("--tiny", "--data", "4"),
+            "--data 4 times --model 1 must be all 8 devices",
+        ),
+        (
+            stdlib_lm.main,
+            ("--tiny", "--model", "2", "--heads", "1"),
+            "--heads must be a multiple of --model",
+        ),
+    ],
+)
+def test_a_bad_option_is_one_sentence(
+    parse: Callable[[list[str]], Any],
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse([*options])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [multi_process.main, stdlib_lm.main])
+def test_they_explain_every_option(
+    main: Callable[[list[str]], Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
     options = re.findall(r"^  (--[a-z-]+)(?: [A-Z_]+|  |\n| \{.*\})\s+(.*)$", out, re.MULTILINE)
     assert len(options) >= 10
     assert all(len(text) > 10 for _, text in options)

@@ -34,6 +34,11 @@ def two_processes(path: pathlib.Path, **job: Any) -> list[dict[str, Any]]:
             status = wait(processes, timeout=60)
         log.seek(0)
         assert status == 0, log.read()[-4000:]
+    return results(path)
+
+
+def results(path: pathlib.Path) -> list[dict[str, Any]]:
+    """What the processes of a job wrote beside it."""
     return [json.loads(path.with_suffix(f".{i}.json").read_text()) for i in range(2)]
 
 
@@ -46,10 +51,11 @@ def column(run: dict[str, Any], name: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def both(made_once: Any) -> list[dict[str, Any]]:
     """The whole run, in two processes."""
-    path = tmp_path_factory.mktemp("processes") / "whole.json"
-    return two_processes(path, steps=STEPS, save_at=SAVED, check_refusals=True)
+    job = {"steps": STEPS, "save_at": SAVED, "check_refusals": True}
+    folder = made_once("processes", lambda path: two_processes(path / "whole.json", **job))
+    return results(folder / "whole.json")
 
 
 def test_both_decide_alike_to_the_last_bit(both: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,16 +71,9 @@ def wait_for(condition: Any, process: subprocess.Popen, timeout: float = 120) ->
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def whole(made_once: Any) -> pathlib.Path:
     """The folder of a run that nobody interrupted."""
-    out = tmp_path_factory.mktemp("whole")
-    run(out, *SMALL)
-    return out
-
-
-def same_run(out: pathlib.Path, whole: pathlib.Path) -> None:
-    assert summary(out) == summary(whole)
-    assert records(out) == records(whole)
+    return made_once("train", lambda out: run(out, *SMALL))
 
 
 @pytest.mark.slow
@@ -96,33 +89,28 @@ def test_the_run_grows_and_leaves_what_it_promises(whole: pathlib.Path) -> None:
     assert (whole / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
-def test_a_finished_run_is_only_told_again(whole: pathlib.Path) -> None:
-    before, told = summary(whole), records(whole)
-    printed = run(whole, *SMALL)
-    assert before["sha256"] in printed
-    assert (summary(whole), records(whole)) == (before, told)
-
-
 @pytest.mark.topic("signals")
 @pytest.mark.slow
-@pytest.mark.parametrize("ends", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT] * 2])
-def test_goes_on_after_a_signal(
-    ends: Sequence[signal.Signals], tmp_path: pathlib.Path, whole: pathlib.Path
+def test_goes_on_after_a_signal_and_a_finished_run_is_only_told_again(
+    tmp_path: pathlib.Path, whole: pathlib.Path
 ) -> None:
-    with start(tmp_path, *SMALL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: lines_of(tmp_path) > 70, process)
-        for end in ends:
-            process.send_signal(end)
-        printed, errors = process.communicate(timeout=120)
-    if len(ends) == 1:
-        assert process.returncode == 0, errors[-3000:]
-        assert "the same command goes on from here" in printed
-        assert not summary(tmp_path)["finished"]
-        assert "Traceback" not in errors
-    assert lines_of(tmp_path) < len(records(whole))
-    run(tmp_path, *SMALL)
-    same_run(tmp_path, whole)
+    for ends in ([signal.SIGTERM], [signal.SIGINT], [signal.SIGINT] * 2):
+        before = lines_of(tmp_path)
+        with start(tmp_path, *SMALL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            wait_for(lambda before=before: lines_of(tmp_path) > before + 60, process)
+            for end in ends:
+                process.send_signal(end)
+            printed, errors = process.communicate(timeout=120)
+        if len(ends) == 1:
+            assert process.returncode == 0, errors[-3000:]
+            assert "the same command goes on from here" in printed
+            assert not summary(tmp_path)["finished"]
+            assert "Traceback" not in errors
+        assert lines_of(tmp_path) < len(records(whole))
+    for _ in range(2):
+        assert summary(whole)["sha256"] in run(tmp_path, *SMALL)
+        assert summary(tmp_path) == summary(whole)
+        assert records(tmp_path) == records(whole)
 
 
 LONG = ["--examples", "240000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
@@ -171,46 +159,47 @@ def test_a_dry_run_says_what_would_run_and_touches_nothing(
         assert any(str(size) in line and str(steps) in line for line in printed.splitlines())
 
 
+def learned(out: pathlib.Path) -> bool:
+    losses = [record["loss"] for record in records(out)]
+    return summary(out)["finished"] and losses[-1] < losses[0]
+
+
 @pytest.mark.slow
-def test_diagnose_measures_and_never_acts(tmp_path: pathlib.Path) -> None:
-    run(tmp_path, *SMALL, "--examples", "4000", "--diagnose")
+def test_diagnose_measures_and_never_acts_on_many_devices(tmp_path: pathlib.Path) -> None:
+    run(tmp_path, *SMALL, "--examples", "4000", "--diagnose", "--host-devices", "8")
     seen = records(tmp_path)
+    assert learned(tmp_path)
+    assert summary(tmp_path)["devices"] == 8
     assert {record["batch_size"] for record in seen} == {32}
     assert max(record["next_batch_size"] for record in seen) > 32
 
 
 @pytest.mark.slow
 def test_a_schedule_decides_instead_of_the_test(tmp_path: pathlib.Path) -> None:
-    run(tmp_path, *SMALL, "--examples", "4000", "--batch-schedule", "0:32 1K:48 3K:64")
-    sizes = [(record["examples"], record["batch_size"]) for record in records(tmp_path)]
-    for seen, size in sizes:
-        before = seen - size
-        assert size == (32 if before < 1000 else 48 if before < 3000 else 64)
+    cnn = ["--problem", "digits-cnn", "--width", "4", "--how", "host", "--max-batch-size", "64"]
+    run(tmp_path, *cnn, "--examples", "2000", "--batch-schedule", "0:32 500:48 1K:64")
+    assert learned(tmp_path)
+    for record in records(tmp_path):
+        before = record["examples"] - record["batch_size"]
+        assert record["batch_size"] == (32 if before < 500 else 48 if before < 1000 else 64)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--problem", "digits-cnn", "--width", "4", "--how", "host"],
-        ["--problem", "cancer", "--method", "exact", "--how", "ladder"],
-        ["--problem", "stdlib-lm", "--width", "16", "--examples", "600"],
-        ["--width", "16", "--host-devices", "8", "--micro-batch-size", "16"],
-    ],
-)
-def test_every_problem_and_way_trains(options: list[str], tmp_path: pathlib.Path) -> None:
-    run(tmp_path, "--examples", "2000", *options)
-    assert summary(tmp_path)["finished"]
-    losses = [record["loss"] for record in records(tmp_path)]
-    assert losses[-1] < losses[0]
+def test_a_language_model_trains(tmp_path: pathlib.Path) -> None:
+    run(tmp_path, "--problem", "stdlib-lm", "--width", "16", "--examples", "600")
+    assert learned(tmp_path)
 
 
 @pytest.mark.slow
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: pathlib.Path) -> None:
-    config = tmp_path / "run.toml"
-    config.write_text('problem = "cancer"\nbatch_size = 64\nmicro_batch_size = 16\neta = 1\n')
-    run(tmp_path / "out", "--config", str(config), "--micro-batch-size", "32", "--examples", "500")
-    options = json.loads((tmp_path / "out" / "options.json").read_text())
+    config, out = tmp_path / "run.toml", tmp_path / "out"
+    config.write_text(
+        'problem = "cancer"\nbatch_size = 64\nmicro_batch_size = 16\neta = 1\n'
+        'method = "exact"\nhow = "ladder"\n'
+    )
+    run(out, "--config", str(config), "--micro-batch-size", "32", "--examples", "2000")
+    assert learned(out)
+    options = json.loads((out / "options.json").read_text())
     assert (options["batch_size"], options["micro_batch_size"], options["eta"]) == (64, 32, 1)
     assert options["max_batch_size"] == 256  # of the problem
 

@@ -5,24 +5,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from adaoptax.loop.train_state import committed_state
 
 
-def strong_and_committed(state: Any) -> Any:
+def as_restored(state: Any) -> Any:
     """Makes a first state of the kind that a restored one is, so that both compile once.
 
-    Arrays become strongly typed (a weakly typed scalar comes back strong from a file, and that is
-    another program), numbers become arrays, and what was not put anywhere stays where it is for
-    good: on the mesh of the other leaves, or on its device.
+    What has no place yet goes to the mesh of the other leaves, or to their device.
 
     Args:
         state: Any pytree of arrays and numbers; `jax.ShapeDtypeStruct` get a place.
 
     Raises:
         TypeError: If a leaf is neither an array nor a number.
+        ValueError: If an array was deleted.
     """
-    home = _home(jax.tree.leaves(state))
-    return jax.tree.map_with_path(lambda path, leaf: _placed(path, leaf, home), state)
+    for path, leaf in jax.tree.leaves_with_path(state):
+        _require_array(path, leaf)
+    return committed_state(state, _home(jax.tree.leaves(state)))
 
 
 def _home(leaves: list[Any]) -> Sharding | None:
@@ -34,37 +36,30 @@ def _home(leaves: list[Any]) -> Sharding | None:
     return placed[0] if placed and len(placed[0].device_set) == 1 else None
 
 
-def _placed(path: Any, leaf: Any, home: Sharding | None) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        place = leaf.sharding or home or SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    if isinstance(leaf, jax.Array):
-        if leaf.is_deleted():
-            raise ValueError(
-                f"Expected a state whose arrays exist, got a deleted one at state{_key(path)}: "
-                "this usually means that it was donated to a jitted step; pass the state that the "
-                "step returned."
-            )
-        if getattr(leaf, "weak_type", False):
-            leaf = jax.lax.convert_element_type(leaf, leaf.dtype)
-        if leaf.committed:
-            return leaf
-        if home is not None and not home.is_fully_addressable:
-            leaf = jax.device_get(leaf)
-        return jax.device_put(leaf, home or leaf.sharding)
-    array = jax.device_put(_as_host_array(path, leaf), home)
-    return array if array.committed else jax.device_put(array, array.sharding)
+def _require_array(path: Any, leaf: Any) -> None:
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(
+            f"Expected a state whose arrays exist, got a deleted one at state{_key(path)}: "
+            "this usually means that it was donated to a jitted step; pass the state that the "
+            "step returned."
+        )
+    of_numpy = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind not in "OSUMm"
+    numbers = (bool, int, float, complex, jax.Array, jax.ShapeDtypeStruct)
+    if not (of_numpy or isinstance(leaf, numbers)):
+        raise TypeError(
+            f"Expected arrays and numbers in state, got {type(leaf).__name__} at "
+            f"state{_key(path)}: leave it out of the state, or keep it in a field that is no leaf "
+            "of the pytree."
+        )
 
 
-def _as_host_array(path: Any, leaf: Any) -> np.ndarray:
-    """A number or NumPy array as an array, or TypeError for anything else."""
-    array = np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex)) else leaf
-    if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind not in "OSUMm":
-        return np.asarray(array)
-    raise TypeError(
-        f"Expected arrays and numbers in state, got {type(leaf).__name__} at state{_key(path)}: "
-        "leave it out of the state, or keep it in a field that is no leaf of the pytree."
-    )
+def require_values(state: Any) -> None:
+    """Raises ValueError where a state has shapes only, and so cannot be a fresh start."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        raise ValueError(
+            "Expected arrays in state, got jax.ShapeDtypeStruct and no checkpoint to fill them "
+            "from: pass the state as it is at a fresh start."
+        )
 
 
 def named_leaves(state: Any) -> dict[str, Any]:
@@ -81,18 +76,15 @@ def named_leaves(state: Any) -> dict[str, Any]:
 
 def describe_leaves(state: Any) -> dict[str, str]:
     """Type and shape of every leaf by name, such as ``float32[3,4]``."""
-    named = jax.tree.leaves_with_path(state)
     shape = lambda leaf: ",".join(map(str, leaf.shape))
+    named = jax.tree.leaves_with_path(state)
     return {_key(path): f"{leaf.dtype}[{shape(leaf)}]" for path, leaf in named}
 
 
 def abstract_leaves(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """What the file shall be read into: the types, shapes and places of `named_leaves`."""
-    return {
-        _key(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for path, leaf in jax.tree.leaves_with_path(state)
-        if leaf.size
-    }
+    abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return {name: abstract(leaf) for name, leaf in named_leaves(state).items()}
 
 
 def with_leaves(state: Any, leaves: Mapping[str, Any]) -> Any:

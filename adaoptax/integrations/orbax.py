@@ -2,37 +2,24 @@
 
 import os
 import pathlib
-import shutil
 import warnings
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from adaoptax._numbers import whole_number
 from adaoptax._tree import ArrayTree
-from adaoptax.integrations._checkpoint_checks import (
-    examples_seen,
-    one_line,
-    require_arrays,
-    require_loop,
-    require_writable,
-)
-from adaoptax.integrations._checkpoint_files import FORMAT, read_arrays, read_header
-from adaoptax.integrations._checksums import write_checksums
-from adaoptax.integrations._orbax_log import OrbaxLogFilter
+from adaoptax.integrations._checkpoint_files import CheckpointFiles, content_of, one_line
 from adaoptax.integrations._signals import StopSignals
 from adaoptax.integrations._state_leaves import (
+    as_restored,
     describe_leaves,
-    named_leaves,
     require_same_leaves,
-    strong_and_committed,
+    require_values,
     with_leaves,
 )
-from adaoptax.loop.background import BackgroundThread
-from adaoptax.loop.saved_state import from_plain, to_plain
+from adaoptax.loop.saved_state import from_plain
 
 __all__ = ["Checkpointer"]
 
@@ -114,14 +101,12 @@ class Checkpointer:
             self._keep = whole_number("keep", keep, 1, "it counts checkpoints; None keeps all.")
         self._handle_signals = bool(handle_signals)
         self._signals = StopSignals()
-        self._log_filter = OrbaxLogFilter()
-        self._manager: ocp.CheckpointManager | None = None
+        self._files: CheckpointFiles | None = None
         self._restored_step: int | None = None
         self._saved_step: int | None = None  # the last one written in this block
         self._writing: int | None = None  # the one that is being written
         self._next_save = 0
-        self._ready = False  # whether the folder is known to be ours to write to
-        self._checksums: Future[None] | None = None
+        self._owns_folder = False  # known once, before the first save
         self._last: tuple[int, Any, Any, Any] | None = None
 
     @property
@@ -137,18 +122,12 @@ class Checkpointer:
     @property
     def steps(self) -> list[int]:
         """The steps that can be restored, in order."""
-        manager = self._open_manager()
-        return sorted(step for step in manager.all_steps() if step != self._writing)
+        return [step for step in self._open_files().steps if step != self._writing]
 
     def __enter__(self) -> Self:
         # The other processes could not know of a save that failed on one.
         self._alone = jax.process_count() == 1
-        require_writable(self._directory)
-        self._log_filter.install()
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep)
-        )
-        self._thread = BackgroundThread("adaoptax-checksums")
+        self._files = CheckpointFiles(self._directory, self._keep)
         self._next_save = self._every
         if self._handle_signals:
             self._signals.install()
@@ -160,7 +139,7 @@ class Checkpointer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        manager = self._open_manager()
+        files = self._open_files()
         try:
             if error is None:
                 self._save_last()
@@ -169,10 +148,8 @@ class Checkpointer:
         finally:
             self._last = None
             self._signals.remove()
-            self._thread.close()
-            manager.close()
-            self._manager = None
-            self._log_filter.remove()
+            self._files = None
+            files.close()
 
     def restore(self, state: State, loop: Any = None, step: int | None = None) -> State:
         """Goes back to the newest checkpoint, or makes a fresh start if there is none.
@@ -197,12 +174,13 @@ class Checkpointer:
                 names the other steps that can be restored.
             TypeError: If the state has leaves that are neither arrays nor numbers.
         """
-        manager = self._open_manager()
-        require_loop(loop)
-        state = strong_and_committed(state)
-        steps = sorted(manager.all_steps())
+        files = self._open_files()
+        if loop is not None:
+            _require_loop(loop)
+        state = as_restored(state)
+        steps = files.steps
         if step is None and not steps:
-            require_arrays(state)
+            require_values(state)
             return state
         wanted = steps[-1] if step is None else whole_number("step", step, 0, "a checkpoint.")
         if wanted not in steps:
@@ -210,7 +188,7 @@ class Checkpointer:
                 f"Expected step to be one of the checkpoints {steps} in {self._directory}, got "
                 f"step={wanted}: pass one of them, or None for the newest."
             )
-        header = read_header(self._directory, wanted, steps)
+        header = files.read_header(wanted)
         where = f"step {wanted} of {self._directory}"
         require_same_leaves(where, header["leaves"], describe_leaves(state))
         if loop is not None and header["loop"] is None:
@@ -218,7 +196,7 @@ class Checkpointer:
                 f"Expected a checkpoint with the state of a loop, got {where} without one: pass "
                 "loop=None to restore the state alone."
             )
-        arrays = read_arrays(manager, self._directory, wanted, state, steps)
+        arrays = files.read_arrays(wanted, state)
         if loop is not None:
             loop.set_state(from_plain(header["loop"]))
         later = [other for other in steps if other > wanted]
@@ -249,13 +227,13 @@ class Checkpointer:
             RuntimeError: If it is time to stop and the state cannot be saved.
             ValueError: If the folder has checkpoints of a run that was not restored.
         """
-        require_loop(loop, needed=True)
+        _require_loop(loop)
         step = int(loop.step)
-        self._last = step, examples_seen(loop), state, loop
+        self._last = step, _examples_seen(loop), state, loop
         if self._reached_stop(step):
             self._save_last()
             return True
-        if self._writing is not None and not self._open_manager().is_saving_in_progress():
+        if self._writing is not None and not self._open_files().manager.is_saving_in_progress():
             self._settle(warn=self._alone)
         if step >= self._next_save:
             self._next_save = step + self._every
@@ -275,7 +253,7 @@ class Checkpointer:
             RuntimeError: If it cannot be written.
             ValueError: If the folder has checkpoints of a run that was not restored.
         """
-        require_loop(loop, needed=True)
+        _require_loop(loop)
         self._settle(warn=self._alone)
         if int(loop.step) != self._saved_step:
             self._next_save = int(loop.step) + self._every
@@ -285,7 +263,7 @@ class Checkpointer:
     def _reached_stop(self, step: int) -> bool:
         if self._handle_signals and jax.distributed.is_initialized():
             # All processes agree on one step; from there on all of them are to stop.
-            self._signals.received |= self._open_manager().reached_preemption(step)
+            self._signals.received |= self._open_files().manager.reached_preemption(step)
         return self._signals.received
 
     def _save_last(self) -> None:
@@ -296,7 +274,7 @@ class Checkpointer:
         step, seen, state, loop = self._last
         if step == self._saved_step:
             return
-        if (int(loop.step), examples_seen(loop)) != (step, seen):
+        if (int(loop.step), _examples_seen(loop)) != (step, seen):
             warnings.warn(
                 f"Step {step} was not saved at the end, because the loop has delivered another "
                 "batch since: leave the loop after `after_step`, or call it before.",
@@ -308,25 +286,15 @@ class Checkpointer:
 
     def _start(self, state: Any, loop: Any, *, warn: bool = False) -> None:
         """Copies the arrays and starts to write them."""
-        manager = self._open_manager()
+        files = self._open_files()
         self._settle(warn=warn)
         step = int(loop.step)
-        state = strong_and_committed(state)
-        leaves = named_leaves(state)
-        header = {
-            "format": FORMAT,
-            "leaves": describe_leaves(state),
-            "loop": to_plain(loop.get_state()),
-        }
-        self._take_folder()
-        if self._checksums is not None:  # the new one may replace what they are written into
-            self._checksums.result()
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves), loop=ocp.args.JsonSave(header)
-        )
+        content = content_of(as_restored(state), loop)
+        if not self._owns_folder:
+            files.take_over(self._restored_step)
+            self._owns_folder = True
         try:
-            with jax.transfer_guard("allow"):  # processes wait for each other in a collective
-                manager.save(step, args=args, force=True)
+            files.start_writing(step, content)
             self._writing = step
         except Exception as error:
             self._failed(step, error, warn)
@@ -337,18 +305,14 @@ class Checkpointer:
             return
         step, self._writing = self._writing, None
         try:
-            self._open_manager().wait_until_finished()
+            self._open_files().finish_writing(step)
+            self._saved_step = step
         except Exception as error:
             self._failed(step, error, warn)
-        else:
-            self._saved_step = step
-            if jax.process_index() == 0:
-                folder = self._directory / str(step)
-                self._checksums = self._thread.submit(write_checksums, folder)
 
     def _failed(self, step: int, error: Exception, warn: bool) -> None:
         if self._alone:  # what was written of it would keep the disk full
-            self._clear_unfinished()
+            self._open_files().delete_unfinished()
         message = (
             f"Step {step} could not be saved in {self._directory} ({one_line(error)}): make room "
             f"on the disk; the checkpoints before it are good."
@@ -359,32 +323,23 @@ class Checkpointer:
         self._next_save = step + wait if self._last is None else self._last[0] + wait
         warnings.warn(f"{message} Trying again later.", RuntimeWarning, stacklevel=4)
 
-    def _take_folder(self) -> None:
-        """Clears away what an earlier run left unfinished, once, before the first save."""
-        if self._ready:
-            return
-        manager = self._open_manager()
-        later = [step for step in manager.all_steps() if step > (self._restored_step or -1)]
-        if later and self._restored_step is None:
-            raise ValueError(
-                f"Expected a directory without checkpoints for a fresh run, got "
-                f"directory={str(self._directory)!r} with the steps {sorted(later)}: call "
-                "restore() first, or pass another directory."
-            )
-        for step in later:
-            manager.delete(step)
-        if jax.process_index() == 0:
-            self._clear_unfinished()
-        self._ready = True
-
-    def _clear_unfinished(self) -> None:
-        for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _open_manager(self) -> ocp.CheckpointManager:
-        if self._manager is None:
+    def _open_files(self) -> CheckpointFiles:
+        if self._files is None:
             raise RuntimeError(
                 "Expected an open Checkpointer, got one outside its with block: write `with "
                 "Checkpointer(...) as saver:` around the loop."
             )
-        return self._manager
+        return self._files
+
+
+def _require_loop(loop: Any) -> None:
+    if not all(hasattr(loop, name) for name in ("get_state", "set_state", "step")):
+        raise TypeError(
+            f"Expected loop to have get_state, set_state and step, got {type(loop).__name__}: pass "
+            "the BatchLoader, or the loop around it, that gives the batches."
+        )
+
+
+def _examples_seen(loop: Any) -> Any:
+    """How far the loop is, beside its step; None where it does not tell."""
+    return getattr(loop, "examples_seen", None)

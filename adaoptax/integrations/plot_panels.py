@@ -1,8 +1,8 @@
 """The panels of a picture of runs: what each draws, and what it needs."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,15 +10,60 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from adaoptax.integrations.run_columns import (
-    Run,
-    binned_means,
-    fixed_batch_updates,
-    scale_invariant_steps,
-)
 from adaoptax.loop.noise_windows import noise_windows
 
 GREY, LIGHT = "#999999", "#e4e4e4"
+
+
+class Run(NamedTuple):
+    """One run, ready to be drawn.
+
+    Attributes:
+        name: What the legend calls it.
+        records: Its records.
+        x: Where every record lies on the horizontal axis.
+        color: Of its lines.
+    """
+
+    name: str
+    records: Sequence[Mapping[str, Any]]
+    x: np.ndarray
+    color: str
+
+    def column(self, name: str) -> np.ndarray:
+        """Numbers of one name, NaN where a record has none."""
+        return column(self.records, name)
+
+    def has(self, *names: str) -> bool:
+        """Whether at least one record has a number for each of the names."""
+        return all(not np.isnan(self.column(name)).all() for name in names)
+
+
+def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Numbers of one name, NaN where a record has none."""
+    known = (record.get(name) for record in records)
+    return np.array([math.nan if x is None or isinstance(x, str) else x for x in known], float)
+
+
+def fixed_batch_updates(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Updates in which the first batch size would have seen the same examples."""
+    examples, sizes = column(records, "examples"), column(records, "batch_size")
+    return column(records, "step")[0] + (examples - examples[0]) / sizes[0]
+
+
+def _scale_invariant_steps(run: Run) -> np.ndarray:
+    """τ after every update: as recorded, otherwise the gains added up."""
+    if run.has("scale_invariant_steps"):
+        return run.column("scale_invariant_steps")
+    return np.nancumsum(run.column("gain"))
+
+
+def _binned_means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of x and y over sixty bins of equally many records, without what is not finite."""
+    known = np.isfinite(x) & np.isfinite(y)
+    parts = np.array_split(np.stack([x[known], y[known]]), min(60, max(known.sum(), 1)), 1)
+    means = np.array([part.mean(axis=1) for part in parts if part.size]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
 
 
 def say(axis: Axes, text: str) -> None:
@@ -138,7 +183,7 @@ def _draw_cost(axis: Axes, runs: list[Run]) -> None:
         sizes = run.column("batch_size")
         lines = [("made", run.column("step"), "-", run.color)]
         if run.has("gain") or run.has("scale_invariant_steps"):
-            lines.append(("worth (τ)", scale_invariant_steps(run.records), "--", run.color))
+            lines.append(("worth (τ)", _scale_invariant_steps(run), "--", run.color))
         if sizes.min() < sizes.max():
             name = f"fixed batch of {sizes[0]:.0f}" if alone else "fixed batch"
             lines.append(
@@ -160,7 +205,7 @@ def _draw_means(name: str) -> Callable[[Axes, list[Run]], None]:
         for run in runs:
             y = run.column(name)
             axis.plot(run.x, y, color=run.color, alpha=0.3, lw=0.8, label="every batch")
-            axis.plot(*binned_means(run.x, y), color=run.color, label="mean")
+            axis.plot(*_binned_means(run.x, y), color=run.color, label="mean")
         axis.set_ylim(bottom=0 if axis.get_ylim()[0] >= 0 else None)
         if axis.get_ylim()[1] >= 1000:
             axis.yaxis.set_major_formatter(EngFormatter(sep=""))

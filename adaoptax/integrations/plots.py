@@ -18,14 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from adaoptax import _validate
-from adaoptax.integrations.plot_panels import GREY, PANELS, say
-from adaoptax.integrations.run_columns import (
-    Run,
-    column,
-    examples_seen,
-    fixed_batch_updates,
-    seconds_passed,
-)
+from adaoptax.integrations.plot_panels import GREY, PANELS, Run, column, fixed_batch_updates, say
 from adaoptax.loop.json_lines import read_json_lines
 
 __all__ = ["plot_run"]
@@ -131,9 +124,17 @@ def _run(name: str, records: Records, x: str, color: str) -> Run:
                 f"Expected 'examples_per_s' in {called} for x='seconds', got none: draw over "
                 "x='examples' or x='steps'."
             )
-        return Run(name, records, seconds_passed(records), color)
-    at = column(records, "step") if x == "steps" else examples_seen(records)
+        return Run(name, records, _seconds_passed(records), color)
+    at = column(records, "step" if x == "steps" else "examples")
     return Run(name, records, at, color)
+
+
+def _seconds_passed(records: Records) -> np.ndarray:
+    """Seconds of training after every update, from its speed; unmeasured updates take none."""
+    speed, sizes = column(records, "examples_per_s"), column(records, "batch_size")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seconds = np.where(speed > 0, sizes / speed, 0.0)
+    return np.cumsum(seconds)
 
 
 def _summary(runs: list[Run]) -> str | None:
@@ -214,25 +215,16 @@ def _parser() -> argparse.ArgumentParser:
         "batch size and requirement, noise scale with its interval, gain, updates to date, loss "
         "and speed. Works while a run is still being trained.",
     )
-    parser.add_argument(
-        "records", nargs="+", type=pathlib.Path,
-        help="files of records, one a run; several are drawn over each other",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("run.png"),
-        help="where to save the picture; the ending chooses png, pdf or svg (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--x", choices=tuple(X_LABELS), default="examples",
-        help="the horizontal axis (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--panels", metavar="A,B", help=f"some of {','.join(PANELS)} (default: all recorded)"
-    )
-    parser.add_argument("--title", help="heading (default: a summary of the run)")
-    parser.add_argument(
-        "--dpi", type=int, default=120, help="pixels per inch of the file (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("records", nargs="+", type=pathlib.Path, help="files of records, one a run; several are"
+        " drawn over each other")  # fmt: skip
+    add("--out", type=pathlib.Path, default=pathlib.Path("run.png"), help="where to save the"
+        " picture; the ending chooses png, pdf or svg (default: %(default)s)")  # fmt: skip
+    add("--x", choices=tuple(X_LABELS), default="examples", help="the horizontal axis (default:"
+        " %(default)s)")  # fmt: skip
+    add("--panels", metavar="A,B", help=f"some of {','.join(PANELS)} (default: all recorded)")
+    add("--title", help="heading (default: a summary of the run)")
+    add("--dpi", type=int, default=120, help="pixels per inch of the file (default: %(default)s)")
     return parser
 
 

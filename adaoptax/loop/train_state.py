@@ -5,24 +5,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import NamedSharding
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 
-def committed_state(state: Any, everywhere: NamedSharding | None) -> Any:
+def committed_state(state: Any, everywhere: Sharding | None) -> Any:
     """`state` with all leaves strongly typed, on devices for good, and no array in it twice.
 
     `jax.jit` compiles again where a leaf has another type or place than before: a Python number, a
     weak type, or an array that is not bound to its device in the first step, and is after it.
 
     Args:
-        state: Any pytree of arrays and numbers.
+        state: Any pytree of arrays and numbers; `jax.ShapeDtypeStruct` get a place.
         everywhere: Where what has no place yet goes; None for the default device.
 
     Returns:
         `state` itself if nothing was to be done.
     """
     leaves, structure = jax.tree.flatten(state)
-    ready: list[jax.Array] = []
+    ready: list[Any] = []
     seen: set[int] = set()
     changed = False
     for leaf in leaves:
@@ -34,9 +34,14 @@ def committed_state(state: Any, everywhere: NamedSharding | None) -> Any:
     return jax.tree.unflatten(structure, ready) if changed else state
 
 
-def _placed(leaf: Any, everywhere: NamedSharding | None, seen: set[int]) -> jax.Array:
+def _placed(leaf: Any, everywhere: Sharding | None, seen: set[int]) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        place = leaf.sharding or everywhere or SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     keep = isinstance(leaf, jax.Array) and (leaf.committed or everywhere is None)
     place = leaf.sharding if keep else everywhere
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and _weak(leaf):
+        leaf = jax.lax.convert_element_type(leaf, leaf.dtype)  # of several processes: stays there
     if not isinstance(leaf, jax.Array) or _weak(leaf):
         leaf = _put(np.asarray(jax.device_get(leaf)), place)
         return leaf if leaf.committed else jax.device_put(leaf, leaf.sharding)

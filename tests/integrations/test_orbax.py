@@ -18,7 +18,7 @@ import pytest
 from jax import NamedSharding, P
 
 import adaoptax
-from adaoptax.integrations._state_leaves import strong_and_committed
+from adaoptax.integrations._state_leaves import as_restored
 from adaoptax.integrations.orbax import Checkpointer
 from adaoptax.loop import BatchLoader
 
@@ -114,7 +114,7 @@ def test_every_kind_of_state_comes_back_bit_for_bit(tmp_path: pathlib.Path) -> N
         restored = saver.restore(blank(state), other)
         assert saver.restored_step == 3
         assert saver.steps == [3]
-    assert_bit_equal(restored, strong_and_committed(state))
+    assert_bit_equal(restored, as_restored(state))
     assert other.get_state() == loader.get_state()
     assert all(leaf.committed for leaf in jax.tree.leaves(restored))
 
@@ -257,6 +257,17 @@ def test_going_on_from_an_earlier_step_replaces_the_later_ones(tmp_path: pathlib
                 break
     assert sorted(int(p.name) for p in (tmp_path / "run").iterdir()) == [4, 8, 20]
     assert problem.digest(state) == problem.digest(expected)
+
+
+def test_step_0_stays_when_training_goes_on_from_it(tmp_path: pathlib.Path) -> None:
+    save_once(tmp_path, jnp.ones(2), after_some_steps(0))
+    loader = after_some_steps(0)
+    with Checkpointer(tmp_path) as saver:
+        state = saver.restore(jnp.zeros(2), loader)
+        assert saver.restored_step == 0
+        next(loader)
+        saver.save(state, loader)
+        assert saver.steps == [0, 1]
 
 
 def test_the_state_may_be_given_by_shape_where_there_is_a_checkpoint(

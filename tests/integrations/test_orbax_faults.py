@@ -244,7 +244,7 @@ def test_a_full_disk_is_a_warning_and_tried_again(
                 warnings.simplefilter("always")
                 assert not saver.after_step(LARGE, loader)
                 if loader.step % 10 == 0 or 20 <= loader.step < 30:
-                    while saver._manager.is_saving_in_progress():  # type: ignore[union-attr]
+                    while saver._files.manager.is_saving_in_progress():  # type: ignore[union-attr]
                         pass
             if heard:
                 caught[loader.step] = [str(warning.message) for warning in heard]
@@ -321,7 +321,7 @@ def test_a_save_that_fails_at_once_is_a_warning_too(
 
     with Checkpointer(tmp_path, every=1) as saver:
         with monkeypatch.context() as patch:
-            patch.setattr(saver._manager, "save", no_space)
+            patch.setattr(saver._files.manager, "save", no_space)  # type: ignore[union-attr]
             with pytest.warns(RuntimeWarning, match="No space left on device"):
                 assert not saver.after_step(LARGE, loader)
         next(loader)
