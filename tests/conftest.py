@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import tempfile
 import zlib
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, as under nohup
@@ -27,9 +28,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have 
     _AS_USERS["xla_cpu_use_fusion_emitters"] = True
     _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
+# The programs that tests start share what they compile; the tests themselves compile all anew.
+_CACHE = os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax  # noqa: E402
 
+if _CACHE is not None:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 jax.config.update("jax_num_cpu_devices", 8)  # before anything starts the backend
 
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -47,12 +52,23 @@ hypothesis.settings.register_profile("adaoptax", derandomize=True, deadline=None
 hypothesis.settings.load_profile("adaoptax")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder in which programs that tests start share what they compile."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and _CACHE is None:
+        cache = tempfile.TemporaryDirectory(prefix="adaoptax-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks about two thirds of the cases of a sampled test slow, chosen by their names.
 
-    Only of six cases and more, and never the first.
+    Only of six cases and more, and never the first. Tests that start programs come first: they
+    take longest, and no worker waits for them in the end.
     """
+    items.sort(key=lambda item: item.path.parent.name not in ("tests", "integrations"))
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sampled"):

@@ -113,7 +113,7 @@ def test_goes_on_after_a_signal_and_a_finished_run_is_only_told_again(
         assert records(tmp_path) == records(whole)
 
 
-LONG = ["--examples", "240000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
+LONG = ["--examples", "120000", "--width", "16", "--max-batch-size", "64", "--batch-size", "32",
         "--checkpoint-every", "25", "--eta", "0.6"]  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
         with start(out, *LONG, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             if kills % 5:  # while it trains or saves
                 wait_for(lambda before=before: lines_of(out) > before, process)
-                time.sleep(moments.uniform(0, 0.5))
+                time.sleep(moments.uniform(0, 0.25))
             else:  # while it starts, restores or compiles
                 time.sleep(moments.uniform(0.5, 5))
             process.kill()
