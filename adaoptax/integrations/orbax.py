@@ -8,8 +8,8 @@ from typing import Any, Self, TypeVar
 
 import jax
 
-from adaoptax._numbers import whole_number
 from adaoptax._tree import ArrayTree
+from adaoptax._validate import whole_number
 from adaoptax.integrations._checkpoint_files import CheckpointFiles, content_of, one_line
 from adaoptax.integrations._signals import StopSignals
 from adaoptax.integrations._state_leaves import (

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jax import NamedSharding, P
 
 from adaoptax import _validate
-from adaoptax._numbers import whole_number
+from adaoptax._validate import whole_number
 from adaoptax.loop.accumulated_step import AccumulatedStep, HostDrivenStep, WholeStep
 from adaoptax.loop.micro_batches import MicroBatches
 from adaoptax.loop.sizes import capacities, checked_max

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from adaoptax._numbers import real_number, round_up, whole_number
+from adaoptax._validate import real_number, round_up, whole_number
 from adaoptax.loop.index_stream import IndexStream
 from adaoptax.loop.iterator_stream import IteratorStream, as_saving_iterator
 from adaoptax.loop.permutation import seed_number

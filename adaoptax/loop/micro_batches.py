@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding, P
 
-from adaoptax._numbers import round_up
+from adaoptax._validate import round_up
 from adaoptax.loop.processes import data_process, global_batch, num_parts
 from adaoptax.loop.rows import Batch, num_rows
 

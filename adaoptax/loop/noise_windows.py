@@ -89,7 +89,7 @@ def noise_windows(
     _validate.count("min_steps", min_steps, 3, "a scatter needs some steps; 8 or more is usual.")
     check_level(level)
     sizes = np.array([record["batch_size"] for record in records], float)
-    variance, signal = _numbers(records, "variance"), _numbers(records, "signal")
+    variance, signal = _column(records, "variance"), _column(records, "signal")
     known = np.isfinite(variance) & np.isfinite(signal) & (sizes > 0)
     windows = []
     for first, last in _cuts(sizes, known, num_windows, min_steps):
@@ -99,7 +99,7 @@ def noise_windows(
     return windows
 
 
-def _numbers(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """A column of floats, NaN where there is no number."""
     return np.array([math.nan if (x := r.get(name)) is None else x for r in records], float)
 

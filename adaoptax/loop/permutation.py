@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adaoptax._numbers import whole_number
+from adaoptax._validate import whole_number
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _EPOCH_STRIDE = np.uint64(0xD1342543DE82EF95)

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adaoptax._numbers import real_number, whole_number
-from adaoptax._validate import is_number
+from adaoptax._validate import is_number, real_number, whole_number
 from adaoptax.loop.saved_state import (
     damaged,
     require_layout,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adaoptax._numbers import round_up, whole_number
+from adaoptax._validate import round_up, whole_number
 from adaoptax.loop.rows import Batch
 from adaoptax.loop.rows import num_rows as count_rows
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adaoptax._numbers import whole_number
+from adaoptax._validate import whole_number
 
 # As protocol buffers spell them in JSON; `float` reads them in every language.
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

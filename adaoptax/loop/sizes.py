@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adaoptax._numbers import round_down, round_up, whole_number
+from adaoptax._validate import round_down, round_up, whole_number
 
 # A size in examples, or a function from the number of examples seen to one.
 SizeOrSchedule = int | Callable[[int], int]

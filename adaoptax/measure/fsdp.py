@@ -207,7 +207,7 @@ class _Fsdp:
         return measure
 
     def gradient_only(self) -> Method:
-        """Itself: norms cost nothing beside the collectives of the gradient."""
+        """The same method: norms cost nothing beside the collectives of the gradient."""
         return self
 
 

@@ -78,7 +78,7 @@ def box(lower: ArrayTree = None, upper: ArrayTree = None) -> Prox:
 
     Args:
         lower: A number, or a pytree like the parameters; None for no bound.
-        upper: Likewise.
+        upper: A number, or a pytree like the parameters; None for no bound.
 
     Returns:
         A `Prox`.

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from adaoptax._numbers import round_up, whole_number
+from adaoptax._validate import round_up, whole_number
 from adaoptax.typing import Scalar
 
 Stage: TypeAlias = tuple[int, int]

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adaoptax._numbers import round_up, whole_number
-from adaoptax._validate import positive
+from adaoptax._validate import positive, round_up, whole_number
 from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, Stage, batch_size_schedule
 
 _MAX_STEPS = 10_000_000  # that a function of examples is asked for

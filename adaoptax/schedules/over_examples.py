@@ -10,9 +10,8 @@ import optax
 from jax.typing import ArrayLike
 
 from adaoptax import _tree
-from adaoptax._numbers import whole_number
 from adaoptax._tree import ArrayTree
-from adaoptax._validate import positive
+from adaoptax._validate import positive, whole_number
 from adaoptax.clock import Clock, init_clock
 from adaoptax.schedules.batch_size import BatchSizes, BatchSizeSchedule, batch_size_schedule
 from adaoptax.schedules.dry_run import Run, runs_of_stages

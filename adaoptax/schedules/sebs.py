@@ -7,8 +7,7 @@ from typing import Any
 
 import optax
 
-from adaoptax._numbers import whole_number
-from adaoptax._validate import is_number, positive
+from adaoptax._validate import is_number, positive, whole_number
 from adaoptax.schedules.batch_size import BatchSizeSchedule, Stage
 from adaoptax.schedules.over_examples import SizesAndRate, factor_of_stage
 

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from adaoptax._numbers import whole_number
-from adaoptax._validate import is_number, positive
+from adaoptax._validate import is_number, positive, whole_number
 from adaoptax.schedules.batch_size import BatchSizeSchedule
 from adaoptax.schedules.cuts import Decay, Sizes, look_at, rates_of, stages_of
 from adaoptax.schedules.over_examples import SizesAndRate, factor_of_stage

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.control_flow import loop_of_groups
 from adaoptax.measure.exact.clusters import Cluster, arrange
 from adaoptax.measure.exact.cost import count_flops
 from adaoptax.measure.exact.expressions import Leaf
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.planning import Plan, Root, make_plan
+from adaoptax.measure.exact.planning import Root, WalkPlan, make_plan
 from adaoptax.measure.exact.row_moments import trace_example
 from adaoptax.measure.exact.sums import forms_at_once
+from adaoptax.measure.groups import loop_of_groups
 from adaoptax.measure.loss import Loss, describe_loss
 from adaoptax.measure.moments import STATISTICS, check_statistics
 from adaoptax.measure.rows import count_rows
@@ -176,14 +176,14 @@ def explain_loss(
     return Explanation(treatments, plain, num_examples)
 
 
-def _all_roots(plan: Plan) -> Iterator[tuple[Root, int]]:
+def _all_roots(plan: WalkPlan) -> Iterator[tuple[Root, int]]:
     """Every root, with the number of turns of the scans that it is in."""
     yield from ((root, 1) for root in plan.roots)
     for scan in plan.scans.values():
         yield from ((root, scan.turns) for root in scan.roots)
 
 
-def _origin(leaf: Leaf, plan: Plan) -> Leaf:
+def _origin(leaf: Leaf, plan: WalkPlan) -> Leaf:
     while leaf in plan.parents:
         leaf = plan.parents[leaf]
     return leaf

@@ -87,7 +87,7 @@ class ScanPlan:
 
 
 @dataclasses.dataclass
-class Plan:
+class WalkPlan:
     """What happens where.
 
     Attributes:
@@ -108,7 +108,7 @@ class Plan:
     unused: set[Leaf]
 
 
-def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
+def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> WalkPlan:
     """Plans the traced loss of one example, whose first `num_params` inputs are parameters."""
     shared: set[Place] = set()
     while True:
@@ -121,7 +121,7 @@ def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
 
 class _Planner:
     def __init__(self, closed: Any, num_params: int, shared: set[Place]) -> None:
-        self.plan = Plan([], {}, {}, {}, {}, set())
+        self.plan = WalkPlan([], {}, {}, {}, {}, set())
         self.banned, self.shared = shared, set(shared)
         self.uses: dict[Leaf, list[Place]] = {}
         self.sites: dict[Leaf, list[Site]] = {}

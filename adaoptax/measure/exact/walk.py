@@ -23,7 +23,7 @@ from adaoptax.measure.exact.expressions import (
     is_isometry,
     reached,
 )
-from adaoptax.measure.exact.planning import Plan, Root, called, rematerialised
+from adaoptax.measure.exact.planning import Root, WalkPlan, called, rematerialised
 from adaoptax.measure.exact.roots import Carriers, open_root
 from adaoptax.measure.exact.rules.rule import expand
 from adaoptax.measure.exact.sums import Setting
@@ -55,7 +55,7 @@ class Parameter:
 
 def walk(
     closed: Any,
-    plan: Plan,
+    plan: WalkPlan,
     setting: Setting,
     carriers: Carriers,
     parameters: Sequence[jax.Array],
@@ -83,7 +83,7 @@ def walk(
 
 @dataclasses.dataclass
 class _Walker:
-    plan: Plan
+    plan: WalkPlan
     setting: Setting
     carriers: Carriers
     slots: dict[Place, Any]

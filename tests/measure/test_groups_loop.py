@@ -7,7 +7,7 @@ import pytest
 
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups
-from adaoptax.measure.control_flow import loop_of_groups
+from adaoptax.measure.groups import loop_of_groups
 from adaoptax.measure.loss import describe_loss
 
 pytestmark = pytest.mark.topic("transformations of JAX")
