@@ -14,10 +14,12 @@ ROOMS = (
     "adaoptax.batch_tests",
     "adaoptax.loop",
     "adaoptax.measure",
+    "adaoptax.noise_tracker",
     "adaoptax.prox",
     "adaoptax.scaling",
     "adaoptax.scaling.rules",
     "adaoptax.schedules",
+    "adaoptax.stats",
     "adaoptax.typing",
     "adaoptax.integrations.flax",
     "adaoptax.integrations.orbax",
@@ -29,6 +31,7 @@ ROOMS = (
 # Annotations with Any that may stand anywhere, since the value is the user's own.
 OF_THE_USER = {
     "Callable[..., Any]",  # a loss function, a scaling rule
+    "Callable[..., Any] | None",
     "Callable[..., tuple[Any, Any]]",  # an update: state and output
     "Callable[..., tuple[Any, ArrayTree, GradientStats]]",  # loss, or loss and aux
     "Callable[..., tuple[Any, ArrayTree, PerExampleMoments]]",
@@ -41,6 +44,7 @@ OF_THE_USER = {
     "dict[str, Any]",
     "list[dict[str, Any]]",
     "tuple[Any, Any]",
+    "tuple[jax.Array, Any]",  # loss and aux
 }
 # The others, one by one: name, and argument, field or "return".
 KNOWN = {
@@ -48,8 +52,9 @@ KNOWN = {
     *(("AdamHyperparams", f) for f in ("b1", "b2", "eps", "eps_root")),  # as the arguments were
     *(("AdamHyperparams", f"{f}_factor") for f in ("learning_rate", "weight_decay")),
     ("AdaptiveLoop.observe", "output"),  # a dict or a named tuple of numbers
-    ("BatchLoader.__init__", "source"),  # whatever `docs/sources.md` lists
+    ("BatchLoader.__init__", "source"),  # whatever `docs/guide/sources.md` lists
     ("BatchSizeSchedule.__init__", "sizes"),  # pairs of numbers of any kind
+    ("Loss", "due"),  # a bool, traced or not
     *((f"Checkpointer.{f}", "loop") for f in ("restore", "after_step", "save")),  # any with a state
 }
 

@@ -89,6 +89,7 @@ def assert_stats(found: Any, rows: Rows, expected: Stats, rtol: float = 1e-5) ->
 
 
 # Norms alone, the default of users, take other formulas: Gram matrices for short sequences.
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "names",
     [pytest.param(ALL, id="all", marks=pytest.mark.slow), pytest.param(("norm",), id="norm")],
