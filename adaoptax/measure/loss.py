@@ -30,7 +30,7 @@ class Loss(NamedTuple):
         key_argnums: Positions in `fn` of the random keys.
         has_aux: Whether `fn` returns `aux`.
         due: Whether this step is to be measured, for `measure.every`; None if nobody said.
-        metric: Pytree like the parameters, P: norms are Σ P |g|² then, see `as_metric`; or None.
+        metric: Pytree like the parameters, the preconditioner that noise is measured in; or None.
     """
 
     fn: Callable[..., Any]
