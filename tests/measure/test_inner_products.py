@@ -18,7 +18,7 @@ ROWS = 8
 METHODS = [None, groups(4), per_example(3, statistics=("norm", "coordinate"))]
 WEIGHTS = {
     "whole": None,
-    "masked": np.array([1, 1, 0, 1, 0, 0, 1, 1]),
+    "masked": np.array([1, 1, 0, 1, 0, 0, 1, 1], bool),
     "two": np.array([0, 0, 0, 1, 0, 0, 1, 0], bool),
 }
 
