@@ -331,7 +331,7 @@ def test_capacities():
         ({"statistics": ("inner",)}, "micro_steps measures these only"),
         ({"method": measure.per_example()}, "method without inner products"),
         ({"method": measure.every(2, measure.exact())}, "measures every micro-batch"),
-        ({"key_argnums": 1}, "key_argnums >= 2"),
+        ({"key_argnums": 1}, "key_argnums to be positions >= 1"),
     ],
 )
 def test_arguments_out_of_range(options, message):

@@ -88,7 +88,6 @@ def test_a_step_between_is_a_plain_one(method, static, network):
 MASKS = {
     "tail": np.arange(ROWS) < 5,
     "scattered": np.array([0, 1, 1, 0, 0, 1, 0, 1], bool),
-    "weights": np.array([0, 1, 0.5, 0, 0, 1, 2, 1]),
 }
 
 
