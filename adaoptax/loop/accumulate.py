@@ -12,7 +12,7 @@ from adaoptax.loop.micro_batches import MicroBatches
 from adaoptax.loop.sizes import capacities, checked_max
 from adaoptax.loop.step_programs import StepPrograms
 from adaoptax.measure.loss import Method, describe_loss
-from adaoptax.measure.micro_steps import micro_steps
+from adaoptax.measure.micro_steps import micro_steps_of
 
 
 def accumulate(
@@ -122,15 +122,15 @@ def accumulate(
             )
         rows = (largest,) if how == "padded" else capacities(micro, largest)
     micro_batches = MicroBatches(micro, rows, sharding)
-    description: dict[str, Any] = {
-        "loss_kind": loss_kind,
-        "batch_argnums": batch_argnums,
-        "weights_of": weights_of,
-        "has_aux": has_aux,
-        "key_argnums": key_argnums,
-    }
-    loss = describe_loss(loss_fn, **description)
-    steps = micro_steps(loss_fn, method, statistics, **description)
+    loss = describe_loss(
+        loss_fn,
+        loss_kind=loss_kind,
+        batch_argnums=batch_argnums,
+        weights_of=weights_of,
+        has_aux=has_aux,
+        key_argnums=key_argnums,
+    )
+    steps = micro_steps_of(loss, method, statistics)
     everywhere = None if sharding is None else NamedSharding(sharding.mesh, P())
     find = params_of or _first
 

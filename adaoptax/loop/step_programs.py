@@ -87,7 +87,7 @@ class StepPrograms:
             pick = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
             return jax.tree.map(pick, batch)
 
-        real = jnp.any(batch.mask != 0, axis=1)
+        real = jnp.any(batch.mask, axis=1)
         bound = jnp.max(jnp.where(real, jnp.arange(1, real.shape[0] + 1), 0))
         add = lambda i, so_far: self.add(so_far, params, at(i), *args)[0]
         so_far = jax.lax.fori_loop(0, bound, add, self.start(state, at(0).data, *args))

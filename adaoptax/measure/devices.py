@@ -16,7 +16,7 @@ from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import check_statistics
 from adaoptax.measure.pooling import AddUp, Local, pool
-from adaoptax.measure.rows import check_mask, count_rows
+from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import (
     AxisName,
     axes_of,
@@ -166,7 +166,7 @@ class Devices:
                 )
             weight: Any = rows
             if mask is not None:
-                weight = jnp.sum(check_mask(mask, rows), dtype=_tree.scalar_dtype(grads))
+                weight = jnp.sum(mask, dtype=_tree.scalar_dtype(grads))
             grows = grows_with_batch(loss, params, batch, args, aux)
             averages, counts, of_rows = split_aux(aux, grows)
             pooled, stats, (value, averages) = pool(

@@ -10,7 +10,7 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.grouped import weighted_loss
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.rows import check_mask, count_rows, replace_padding
+from adaoptax.measure.rows import count_rows, replace_padding
 from adaoptax.stats import GradientStats
 
 
@@ -40,7 +40,6 @@ def gradient_of_rows(
     num_rows = count_rows(batch)
     weight = jnp.ones(num_rows, _tree.scalar_dtype(params))
     if mask is not None:
-        mask = check_mask(mask, num_rows)
         weight = mask.astype(weight.dtype)
         batch = replace_padding(batch, mask)
     weighted = lambda p: weighted_loss(loss, p, batch, weight, args)

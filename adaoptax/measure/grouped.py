@@ -21,7 +21,6 @@ from adaoptax.measure.aux import combine_aux, weighted_mean
 from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.rows import (
-    check_mask,
     count_rows,
     cut,
     pad_groups,
@@ -56,7 +55,6 @@ def measure_groups(
     if mask is None:
         row_weight = jnp.ones(num_rows, dtype)
     else:
-        mask = check_mask(mask, num_rows)
         row_weight = mask.astype(dtype)
         batch = replace_padding(batch, mask)
 

@@ -12,7 +12,7 @@ from adaoptax.measure.gradient_only import gradient_of_rows, without_noise
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import in_metric
 from adaoptax.measure.row_products import products_of_rows, variance_of_rows
-from adaoptax.measure.rows import check_mask, check_two, count_rows
+from adaoptax.measure.rows import check_two, count_rows
 from adaoptax.measure.varying import axes_of
 
 
@@ -24,10 +24,7 @@ class _InnerProducts:
         loss.check_has_examples("adaoptax.measure.inner_products")
 
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
-            num_rows = count_rows(batch)
-            check_two(num_rows)
-            if mask is not None:
-                mask = check_mask(mask, num_rows)
+            check_two(count_rows(batch))
             if self.variance is None:
                 out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
                 count = jnp.sum(weight)

@@ -49,34 +49,37 @@ class Loss(NamedTuple):
     def join(self, batch: ArrayTree, args: tuple) -> list:
         """What the loss takes after `params`, in its order: the inverse of `split`."""
         parts = (batch,) if isinstance(self.batch_argnums, int) else batch
-        if not isinstance(parts, tuple | list) or len(parts) != len(self._batch):
+        if not isinstance(parts, tuple | list) or len(parts) != len(self._positions):
             raise ValueError(
-                f"Expected a batch that is a tuple of {len(self._batch)} parts, as"
+                f"Expected a batch that is a tuple of {len(self._positions)} parts, as"
                 f" batch_argnums={self.batch_argnums} says, got {type(batch).__name__} of"
                 f" structure {jax.tree.structure(batch)}."
             )
         inputs = list(args)
-        for argnum, part in sorted(zip(self._batch, parts, strict=True), key=lambda pair: pair[0]):
+        for argnum, part in sorted(
+            zip(self._positions, parts, strict=True), key=lambda pair: pair[0]
+        ):
             inputs.insert(argnum - 1, part)
         return inputs
 
-    def split(self, inputs: tuple) -> tuple[ArrayTree, tuple]:
-        """``(batch, args)``: what the loss takes after `params`, as ways of measuring take it."""
-        missing = [n for n in (*self._batch, *self.key_argnums) if n > len(inputs)]
+    def split(self, params: ArrayTree, inputs: tuple) -> tuple[ArrayTree, tuple]:
+        """``(batch, args)``: what the loss takes after `params`, as ways of measuring take it.
+
+        Raises:
+            TypeError: If inputs are missing.
+            ValueError: If there is data with one entry for each row outside of the batch.
+        """
+        missing = [n for n in (*self._positions, *self.key_argnums) if n > len(inputs)]
         if missing:
             raise TypeError(
                 f"Expected inputs at positions {missing} of the loss (batch_argnums, key_argnums),"
                 f" got params and {len(inputs)} more: pass them in the order of loss_fn."
             )
-        parts = tuple(inputs[argnum - 1] for argnum in self._batch)
-        rest = tuple(x for i, x in enumerate(inputs, 1) if i not in self._batch)
-        return (parts[0] if isinstance(self.batch_argnums, int) else parts), rest
-
-    def inputs(self, params: ArrayTree, inputs: tuple) -> tuple[ArrayTree, tuple]:
-        """As `split`; ValueError for data with one entry for each row outside of the batch."""
-        batch, args = self.split(inputs)
+        parts = tuple(inputs[argnum - 1] for argnum in self._positions)
+        batch = parts[0] if isinstance(self.batch_argnums, int) else parts
+        args = tuple(x for i, x in enumerate(inputs, 1) if i not in self._positions)
         of_shapes = lambda batch, args: self(params, batch, args)[0]
-        check_rows_in_batch(of_shapes, batch, args, self._argnums(args), self._batch)
+        check_rows_in_batch(of_shapes, batch, args, self._arg_positions(args), self._positions)
         return batch, args
 
     def of_rows(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
@@ -91,7 +94,7 @@ class Loss(NamedTuple):
 
     def is_key(self, args: tuple) -> list[bool]:
         """Which of `args` are random keys."""
-        return [argnum in self.key_argnums for argnum in self._argnums(args)]
+        return [argnum in self.key_argnums for argnum in self._arg_positions(args)]
 
     def split_keys(self, args: tuple, num: int) -> tuple:
         """Gives every random key in `args` a leading axis of `num` independent keys."""
@@ -114,14 +117,14 @@ class Loss(NamedTuple):
             raise ValueError(GHOST.format(method=method))
 
     @property
-    def _batch(self) -> tuple[int, ...]:
+    def _positions(self) -> tuple[int, ...]:
         argnums = self.batch_argnums
         return (argnums,) if isinstance(argnums, int) else argnums
 
-    def _argnums(self, args: tuple) -> list[int]:
+    def _arg_positions(self, args: tuple) -> list[int]:
         """The position in `fn` of each of `args`."""
-        total = len(args) + len(self._batch)
-        return [argnum for argnum in range(1, total + 1) if argnum not in self._batch]
+        total = len(args) + len(self._positions)
+        return [argnum for argnum in range(1, total + 1) if argnum not in self._positions]
 
 
 def describe_loss(
@@ -169,7 +172,8 @@ class Method(Protocol):
     """A way of measuring: an object that turns a loss into a function which measures it.
 
     `value_grad_and_stats` calls it with the `Loss` that the user described, and what it returns
-    with ``(params, batch, args, mask)``, at each trace. The guide has a page on writing one.
+    with ``(params, batch, args, mask)`` at each trace; `mask` is a bool array [B] or None. The
+    guide has a page on writing one.
     """
 
     def __call__(self, loss: Loss) -> Measure:

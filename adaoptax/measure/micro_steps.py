@@ -15,7 +15,7 @@ from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.every import Every
 from adaoptax.measure.grouped import group_gradient
 from adaoptax.measure.loss import Loss, Method, check_method, describe_loss
-from adaoptax.measure.rows import check_mask, count_rows
+from adaoptax.measure.rows import checked_mask, count_rows
 from adaoptax.stats import GradientStats
 
 
@@ -127,6 +127,11 @@ def micro_steps(
         has_aux=has_aux,
         key_argnums=key_argnums,
     )
+    return micro_steps_of(loss, method, statistics)
+
+
+def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...]) -> MicroSteps:
+    """`micro_steps` of a loss that is described already."""
     if method is None:
         m.check_statistics(statistics, ("norm", "coordinate"), "micro_steps")
         measure = _one_group("coordinate" in statistics)
@@ -135,7 +140,7 @@ def micro_steps(
         measure = _by_method(method)
 
     def init(params: ArrayTree, *inputs: Any) -> MicroStepsState:
-        batch, args = loss.inputs(params, inputs)
+        batch, args = loss.split(params, inputs)
         none = jnp.zeros([1], _tree.scalar_dtype(params))
         values = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
@@ -154,9 +159,8 @@ def micro_steps(
         mask: Any = None,
         preconditioner: ArrayTree | None = None,
     ) -> MicroStepsState:
-        batch, args = loss.inputs(params, inputs)
-        if mask is not None:
-            mask = check_mask(mask, count_rows(batch))
+        batch, args = loss.split(params, inputs)
+        mask = checked_mask(mask, count_rows(batch))
         metric = as_metric(preconditioner, params)
         described = loss._replace(metric=metric)
         part = channels_last(lambda: measure(described, params, batch, args, mask))()
@@ -183,7 +187,7 @@ def micro_steps(
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), state.moments.mean, params)
         metric = as_metric(preconditioner, params)
         stats = m.to_stats(state.moments, state.totals, metric=metric)
-        return ((value, aux) if has_aux else value), grads, stats
+        return ((value, aux) if loss.has_aux else value), grads, stats
 
     return MicroSteps(init, add, finish)
 

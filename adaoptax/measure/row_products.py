@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.rows import check_mask, count_rows, replace_padding
+from adaoptax.measure.rows import checked_mask, replace_padding
 from adaoptax.stats import unbiased
 
 
@@ -25,9 +25,7 @@ def products_of_rows(
     loss: Loss, params: ArrayTree, batch: ArrayTree, direction: ArrayTree, args: tuple, mask: Any
 ) -> jax.Array:
     """Re⟨g_i, direction⟩ for each row: [B]."""
-    num_rows = count_rows(batch)
     if mask is not None:
-        mask = check_mask(mask, num_rows)
         batch = replace_padding(batch, mask)
     # The derivative along u is Re Σ g·u for what jax.grad calls g: conjugate for ⟨g, v⟩.
     tangent = jax.tree.map(jnp.conj, _like(params, direction))
@@ -109,7 +107,8 @@ def leave_one_out(
             f"Expected inner_products of at least 2 examples, got {num_rows}: without it there"
             " is no other to compare with."
         )
-    real = jnp.ones(num_rows, bool) if mask is None else check_mask(mask, num_rows)
+    given = checked_mask(mask, num_rows)
+    real = jnp.ones(num_rows, bool) if given is None else given
     count = jnp.sum(real, dtype=products.dtype)
     others = jnp.where(count > 1, count - 1, jnp.nan)
     return jnp.where(real, (count * products - squares) / others, 0)

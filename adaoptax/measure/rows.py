@@ -104,8 +104,10 @@ def _twice(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return x.update(shape=(2 * x.shape[0], *x.shape[1:]))
 
 
-def check_mask(mask: Any, num_rows: int) -> jax.Array:
-    """`mask` as a bool array [rows]; ValueError for another shape or dtype."""
+def checked_mask(mask: Any, num_rows: int) -> jax.Array | None:
+    """`mask` as a bool array [rows], or None; ValueError for another shape or dtype."""
+    if mask is None:
+        return None
     if np.shape(mask) != (num_rows,):
         raise ValueError(
             f"Expected mask of shape ({num_rows},), one entry for each example of the batch, got"

@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
 from adaoptax.measure.loss import Loss, Measured
-from adaoptax.measure.rows import check_mask, count_rows, cut
+from adaoptax.measure.rows import count_rows, cut
 
 AXIS = "adaoptax_shards"
 
@@ -97,7 +97,6 @@ def measure_shards(
         into_parts = lambda tree: cut(tree, (shards, num_rows // shards))
         parts = into_parts(batch)
         if mask is not None:
-            mask = check_mask(mask, num_rows)
             axes = batch_axes(batch)
             if axes:
                 mask = jax.reshard(mask, jax.P(axes))

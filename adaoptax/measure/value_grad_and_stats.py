@@ -9,6 +9,7 @@ from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.default import default_method
 from adaoptax.measure.loss import Measured, Method, check_method, describe_loss
+from adaoptax.measure.rows import checked_mask, count_rows
 from adaoptax.stats import GradientStats
 
 
@@ -107,7 +108,8 @@ def value_grad_and_stats(
         due: Any = None,
         preconditioner: ArrayTree | None = None,
     ) -> tuple[Any, ArrayTree, GradientStats]:
-        batch, args = loss.inputs(params, inputs)
+        batch, args = loss.split(params, inputs)
+        mask = checked_mask(mask, count_rows(batch))
         described = loss._replace(due=due, metric=as_metric(preconditioner, params))
         chosen = method or default_method(described, params, batch, args, mask)
         out: Measured = chosen(described)(params, batch, args, mask)

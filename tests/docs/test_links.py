@@ -42,3 +42,7 @@ def test_links_are_found_and_code_is_not() -> None:
     assert "docs/guide/loop.md" in targets(ROOT / "README.md")
     assert "run.png" in targets(ROOT / "docs" / "index.md")
     assert without_code("a\n```python\nf[0](x.md)\n```\nb `[c](d)` e") == "a\nb  e"
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120

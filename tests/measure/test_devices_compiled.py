@@ -274,7 +274,9 @@ def test_gather_twice_is_undefined() -> None:
             "This usually means that jax.grad was taken inside jax.vmap over examples",
         ),
         (
-            lambda: run_fsdp(lambda w, x: jnp.mean(x @ measure.gather(w)), P("data"), np.ones(2)),
+            lambda: run_fsdp(
+                lambda w, x: jnp.mean(x @ measure.gather(w)), P("data"), np.ones(2, bool)
+            ),
             "Expected mask=None with adaoptax.measure.fsdp",
         ),
         (

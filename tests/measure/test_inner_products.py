@@ -16,7 +16,7 @@ pytestmark = pytest.mark.sampled
 
 ROWS = 8
 METHODS = [None, groups(4), per_example(3, statistics=("norm", "coordinate"))]
-WEIGHTS = {
+MASKS = {
     "whole": None,
     "masked": np.array([1, 1, 0, 1, 0, 0, 1, 1], bool),
     "two": np.array([0, 0, 0, 1, 0, 0, 1, 0], bool),
@@ -30,10 +30,10 @@ def network():
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("case", WEIGHTS)
+@pytest.mark.parametrize("case", MASKS)
 def test_variance_of_all_examples_beside_the_rest(method, case, network):
     params, batch, rows = network
-    mask = WEIGHTS[case]
+    mask = MASKS[case]
     if mask is not None:
         batch = {**batch, "x": np.where(mask[:, None], batch["x"], np.nan).astype("f4")}
     fn = jax.jit(value_grad_and_stats(mlp_loss, inner_products(method)))

@@ -131,3 +131,13 @@ def test_the_loss_is_not_run_for_a_wrong_batch():
     with pytest.raises(ValueError, match="n=2"):
         jax.jit(value_grad_and_stats(loss_fn, groups(2)))(params, batch)
     assert not calls
+
+
+def test_what_is_measured_follows_the_size_by_position():
+    wanted = ("norm", "coordinate")
+    for made, named in (
+        (groups(2, wanted), groups(n=2, statistics=wanted)),
+        (per_example(2, wanted), per_example(chunk_size=2, statistics=wanted)),
+    ):
+        assert made == named
+        assert made.statistics == wanted

@@ -139,7 +139,7 @@ def explain(
     loss = describe_loss(
         loss_fn, batch_argnums=batch_argnums, has_aux=has_aux, key_argnums=key_argnums
     )
-    batch, args = loss.inputs(params, inputs)
+    batch, args = loss.split(params, inputs)
     explanation = explain_loss(loss, params, batch, args, statistics)
     divisors = [n for n in range(2, 9) if explanation.num_examples % n == 0]
     if not divisors:

@@ -23,7 +23,7 @@ from adaoptax.measure.moments import (
     totals_of,
 )
 from adaoptax.measure.row_products import products_of_rows, variance_of_rows
-from adaoptax.measure.rows import check_mask, check_two, count_rows
+from adaoptax.measure.rows import check_two, checked_mask, count_rows
 from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
 
@@ -303,7 +303,8 @@ def per_example_moments(
     def measured(
         params: ArrayTree, *inputs: Any, mask: Any = None, direction: ArrayTree | None = None
     ) -> tuple[Any, ArrayTree, PerExampleMoments]:
-        batch, args = loss.inputs(params, inputs)
+        batch, args = loss.split(params, inputs)
+        mask = checked_mask(mask, count_rows(batch))
         if direction is not None and not want.inner:
             raise ValueError(
                 f'Expected statistics with "inner" for a direction, got {statistics=}: inner'
@@ -315,8 +316,7 @@ def per_example_moments(
         if direction is not None:
             products = products_of_rows(loss, params, batch, direction, args, mask)
         if products is not None:
-            real = None if mask is None else check_mask(mask, count_rows(batch))
-            variance = variance_of_rows(products, real)
+            variance = variance_of_rows(products, mask)
         found = PerExampleMoments(moments.sq_norms, products, moments.square_sums, variance)
         return ((value, aux) if has_aux else value), grads, found
 

@@ -22,7 +22,7 @@ from adaoptax.measure.exact.roots import Carriers
 from adaoptax.measure.exact.sums import Setting
 from adaoptax.measure.exact.walk import walk
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.rows import check_mask, count_rows, replace_padding
+from adaoptax.measure.rows import count_rows, replace_padding
 from adaoptax.measure.varying import vary_like
 
 
@@ -65,7 +65,6 @@ def measure_rows(
     dtype = _tree.scalar_dtype(params)
     weight = jnp.ones(num_rows, dtype)
     if mask is not None:
-        mask = check_mask(mask, num_rows)
         weight = mask.astype(dtype)
         batch = replace_padding(batch, mask)
     sums = jnp.sum(weight)
