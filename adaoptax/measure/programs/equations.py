@@ -4,6 +4,7 @@ JAX promises nothing about the parameters of an equation: 0.11 renamed those of 
 differs between its releases stands here, and a name that is missing is an error that says so.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,14 @@ class UnknownEquationError(RuntimeError):
     """An equation does not have the parameters that it has in the releases of JAX known to work."""
 
     def __init__(self, eqn: jex.JaxprEqn, name: str) -> None:
-        where = source_info_util.summarize(eqn.source_info)
+        where = line_of(eqn)
         oldest, newest = KNOWN_TO_WORK
         super().__init__(
             f"Expected the equation {eqn.primitive.name} at {where} to have a parameter {name!r},"
             f" got {sorted(eqn.params)}: this usually means that jax {jax.__version__} writes it"
             f" otherwise than jax {oldest} to {newest}, which are known to work. Install one of"
-            " these, or a newer adaoptax, or measure with adaoptax.measure.groups(n)."
+            ' these, or a newer adaoptax, or vouch for the loss, with loss_kind="assumed" and'
+            " adaoptax.measure.groups(n)."
         )
 
 
@@ -73,3 +75,36 @@ def read_scan(eqn: jex.JaxprEqn) -> Scan:
 def body_of_call(eqn: jex.JaxprEqn) -> Any:
     """The jaxpr that a call runs, under either of its names."""
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else Parameters(eqn)["call_jaxpr"]
+
+
+def line_of(eqn: jex.JaxprEqn) -> str:
+    """The line of the user's program that an equation comes from."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def all_equations(jaxpr: jex.Jaxpr, called_at: str = "") -> Iterator[tuple[jex.JaxprEqn, str]]:
+    """The equations of a program at any depth of calls, each with its line.
+
+    What a function of JAX itself does has the line of its call.
+    """
+    for eqn in jaxpr.eqns:
+        line = line_of(eqn) or called_at
+        yield eqn, line
+        for inner in jex.jaxprs_in_params(eqn.params):
+            yield from all_equations(inner, line)
+
+
+def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
+    """Named axes over which an equation lets the values of devices meet."""
+    if eqn.primitive.name in ("axis_index", "pvary"):  # they name an axis, and nothing travels
+        return frozenset()
+    named = [eqn.params.get(name, ()) for name in ("axes", "axis_name")]
+    each = [name for names in named for name in (names if isinstance(names, tuple) else (names,))]
+    return frozenset(name for name in each if isinstance(name, str))
+
+
+def removed_axes(eqn: jex.JaxprEqn) -> int:
+    """Axes of length one that an equation takes off, if more than a scalar is left."""
+    if eqn.primitive.name != "squeeze" or not eqn.outvars[0].aval.ndim:  # type: ignore[attr-defined]
+        return 0
+    return len(Parameters(eqn)["dimensions"])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from adaoptax.measure.equations import Parameters
+from adaoptax.measure.programs.equations import Parameters, all_equations
 
 
 def channels_last(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,16 +47,8 @@ def count_convolutions(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def _count(jaxpr: jex.Jaxpr) -> int:
-    here = sum(equation.primitive is jax.lax.conv_general_dilated_p for equation in jaxpr.eqns)
-    params = (param for equation in jaxpr.eqns for param in equation.params.values())
-    return here + sum(_count(inner) for param in params for inner in _called(param))
-
-
-def _called(param: Any) -> list[jex.Jaxpr]:
-    """What an equation with this parameter calls."""
-    each = param if isinstance(param, tuple | list) else [param]
-    closed = [x.jaxpr if isinstance(x, jex.ClosedJaxpr) else x for x in each]
-    return [x for x in closed if isinstance(x, jex.Jaxpr)]
+    convolution = jax.lax.conv_general_dilated_p
+    return sum(equation.primitive is convolution for equation, _ in all_equations(jaxpr))
 
 
 def _rewrite(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
@@ -78,7 +70,9 @@ def _inside(param: Any) -> Any:
         return param.replace(jaxpr=_rewrite(param.jaxpr))
     if isinstance(param, jex.Jaxpr):
         return _rewrite(param)
-    if isinstance(param, tuple | list) and _called(param):
+    if isinstance(param, tuple | list) and any(
+        isinstance(each, jex.ClosedJaxpr | jex.Jaxpr) for each in param
+    ):
         return type(param)(_inside(each) for each in param)
     return param
 
