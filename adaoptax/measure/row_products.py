@@ -28,7 +28,7 @@ def products_of_rows(
     if mask is not None:
         batch = replace_padding(batch, mask)
     # The derivative along u is Re Σ g·u for what jax.grad calls g: conjugate for ⟨g, v⟩.
-    tangent = jax.tree.map(jnp.conj, _like(params, direction))
+    tangent = jax.tree.map(jnp.conj, like(params, direction))
     losses = lambda p: loss.of_rows(p, batch, args)[0]
     products = jax.jvp(losses, (params,), (tangent,))[1]
     products = products.astype(_tree.scalar_dtype(params))
@@ -47,7 +47,7 @@ def variance_of_rows(
     return unbiased(add_up(jnp.sum(weight * (products - mean) ** 2)), count)
 
 
-def _like(params: ArrayTree, direction: ArrayTree) -> ArrayTree:
+def like(params: ArrayTree, direction: ArrayTree) -> ArrayTree:
     """`direction` in the dtypes of `params`; ValueError where shapes or structures differ."""
     kind: Any = lambda tree: (
         jax.tree.structure(tree),

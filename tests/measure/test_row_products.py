@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy_reference import flat, mlp, mlp_loss, regression, regression_loss, rows_by_jax
 
-from adaoptax import signal, stats_from_groups, value_grad_and_stats
-from adaoptax.measure import leave_one_out, per_example, per_example_moments
+from adaoptax import signal, stats_from_groups
+from adaoptax.measure import leave_one_out, per_example_moments
 from adaoptax.measure.loss import describe_loss
 from adaoptax.measure.row_products import products_of_rows
 
@@ -70,7 +70,7 @@ def test_padding_has_the_product_zero(garbage, network):
     np.testing.assert_array_equal(product(np.zeros(ROWS, bool)), 0)
 
 
-def test_random_keys_make_the_draw_of_per_example():
+def test_random_keys_make_the_draw_of_a_plain_call():
     def loss_fn(w, x, scale, key):
         factors = jax.random.uniform(key, x.shape)
         return scale * jnp.mean((x * factors) @ w), factors
@@ -78,7 +78,7 @@ def test_random_keys_make_the_draw_of_per_example():
     x = RNG.normal(size=(ROWS, 3)).astype(np.float32)
     options: Any = {"has_aux": True, "key_argnums": 3}
     args = (jnp.ones(3), x, 2.0, jax.random.key(1))
-    factors = value_grad_and_stats(loss_fn, per_example(), **options)(*args)[0][1]
+    factors = loss_fn(*args)[1]
     direction = np.array([1.0, -2.0, 0.5], np.float32)
     products = products_along(loss_fn, *args[:2], direction, *args[2:], **options)
     np.testing.assert_allclose(products, 2 * (x * factors) @ direction, rtol=1e-5)

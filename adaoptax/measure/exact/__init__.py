@@ -8,15 +8,16 @@ receives inputs :math:`X_i` and output cotangents :math:`D_i`, and adds up
 :math:`\sum_i X_i^\top D_i`; each term is the gradient of one example, and
 :math:`\lVert x_i d_i^\top \rVert^2 = \lVert x_i \rVert^2 \lVert d_i \rVert^2` needs neither.
 
-So, for any loss that JAX can trace:
+So, for any loss that JAX can trace, on the whole batch and as the user wrote it:
 
-    loss of one example              row_moments.py  a jaxpr: one row in, one number out
+    loss of the batch                row_moments.py  a jaxpr
       |
-    plan                             planning.py     which equation consumes which parameter,
-      |                              rules/          and by which rule
-    walk                             walk.py         evaluates the jaxpr with the examples on axis 0
-      |                                              of all data; parameters stay as they are
-    value_and_grad                   row_moments.py  of the mean, in parameters and carriers
+    plan and proof                   planning.py     where the examples are (axes.py), what is known
+      |                              proof.py        of each value (known.py), if examples meet,
+      |                              rules/          which equation consumes which parameter, how
+    walk                             walk.py         evaluates the jaxpr, equation by equation
+      |                              taps.py         with those tapped that consume parameters
+    value_and_grad                   row_moments.py  in parameters and carriers
       |
     statistics                       method.py       GradientStats
 
@@ -28,7 +29,7 @@ that a cotangent must be a derivative:
     roots.py  [root] ------------------+        forward: hands out slots of zeros
                 |  slot                         backward: factors (X, D) in; out come
                 |                               dW for W, and statistics for the carriers
-    rules/    [site]  x @ W                     forward: the equation as it was
+    taps.py   [tap]   x @ W                     forward: the equation as it was
                 |                               backward: dx as it was, and (X, D)
                loss                             as the "cotangent" of the slot
 
@@ -41,13 +42,9 @@ What a root receives becomes statistics in `sums.py`: by formulas on the factors
 any (`rules/`, chosen by the cost model in `cost.py`); for several uses of one parameter by
 `clusters.py`; and where parameters are normalised or multiplied with each other before an example
 sees them, by forming the gradients one by one and pulling them back through those expressions
-(`expressions.py`). A parameter without a rule (biases, scales, anything unknown) is repeated for
-each example, so that its cotangents are the gradients: exact for any use, and for small ones free.
+(`expressions.py`). Of a parameter without a rule (biases, scales, anything unknown) the cotangent
+is cut along the axis of the examples, which is free for small ones; where not even that can be
+done, the equation has one backward pass an example.
 
 Every way is exact. `explain` prints which was taken for each parameter, and what it will cost.
 """
-
-from adaoptax.measure.exact.explain import Explanation, explain
-from adaoptax.measure.exact.method import PerExampleMoments, exact, per_example_moments
-
-__all__ = ["Explanation", "PerExampleMoments", "exact", "explain", "per_example_moments"]

@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
-from jax.extend import source_info_util
 
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.programs.describe import effects_of
 from adaoptax.measure.shards import batch_axes, mesh_of
 from adaoptax.measure.varying import varying_axes
 
@@ -67,7 +66,7 @@ def check_one_number(closed_jaxpr: Any) -> None:
     if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             "Expected loss_fn to return one real number, its mean over the batch, got"
-            f" {loss.str_short()} for a batch of one example: this usually means that jnp.mean is"
+            f" {loss.str_short()}: this usually means that jnp.mean is"
             " missing at its end."
         )
 
@@ -77,26 +76,14 @@ def check_effects(closed_jaxpr: Any) -> None:
 
     The exact method rearranges, repeats and drops equations. Printing may suffer that.
     """
-    for effect in closed_jaxpr.effects:
-        if type(effect).__name__ not in _HARMLESS:
+    for effect, where in effects_of(closed_jaxpr):
+        if effect not in _HARMLESS:
             raise ValueError(
                 "Expected a loss without side effects, got one with the effect"
-                f" {_of(effect, closed_jaxpr.jaxpr)}: the exact method evaluates parts of the loss"
-                " once, several times or not at all. Return the value as aux, or measure with"
+                f" {effect} of {where}: the exact method evaluates parts of the loss once, several"
+                " times or not at all. Return the value as aux, or measure with"
                 " adaoptax.measure.groups(n)."
             )
-
-
-def _of(effect: Any, jaxpr: Any) -> str:
-    """Name and place of the innermost equation that has `effect`."""
-    for eqn in jaxpr.eqns:
-        if effect in eqn.effects:
-            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-                if effect in inner.effects:
-                    return _of(effect, inner)
-            where = source_info_util.summarize(eqn.source_info)
-            return f"{type(effect).__name__} of {eqn.primitive.name} at {where}"
-    return type(effect).__name__
 
 
 def check_group_size(group_size: int, num_rows: int) -> None:

@@ -27,7 +27,7 @@ from adaoptax.measure.exact.expressions import (
     similar_leaf,
 )
 from adaoptax.measure.exact.factors import Factor
-from adaoptax.measure.exact.planning import Root, Site
+from adaoptax.measure.exact.plan import Root, Site
 from adaoptax.measure.exact.rules.dense import Dense, Outer
 from adaoptax.measure.exact.rules.embedding import Embedding, Rows, Tied
 

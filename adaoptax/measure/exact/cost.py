@@ -12,12 +12,8 @@ The constants were measured on CPUs, as ratios to a plain step in the same run (
 for accelerators they are an estimate: a scan of small products leaves those idle.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jax.extend import core as jex
-
-from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact.factors import Want
 
 # A pass over a buffer of g_b costs as much as so many multiplications of Gram matrices an entry.
@@ -72,25 +68,3 @@ def choose(sizes: Sizes, want: Want, platform: str) -> Choice:
     if use_batched and batched_bytes <= _BATCHED_BYTES:
         return Choice("batched", 2.0 * b * entries * (2 + want.inner), batched_bytes)
     return Choice("scan", 2.0 * b * entries * 2 + along, 4 * entries)
-
-
-def count_flops(jaxpr: Any) -> float:
-    """Multiplications and additions in the products and convolutions of a jaxpr.
-
-    Of a `cond` the costlier branch counts.
-    """
-    return sum(_of_equation(eqn) for eqn in jaxpr.eqns)
-
-
-def _of_equation(eqn: Any) -> float:
-    name, params = eqn.primitive.name, Parameters(eqn)
-    if name == "dot_general":
-        (contract, _), _ = params["dimension_numbers"]
-        shape = eqn.invars[0].aval.shape
-        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
-    if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        out = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out
-    inside = map(count_flops, jex.jaxprs_in_params(params))
-    return max(inside) if name == "cond" else params.get("length", 1) * sum(inside)

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.clusters import Cluster, arrange
-from adaoptax.measure.exact.cost import count_flops
 from adaoptax.measure.exact.expressions import Leaf
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.planning import Root, WalkPlan, make_plan
-from adaoptax.measure.exact.row_moments import trace_example
+from adaoptax.measure.exact.plan import Plan, Root
+from adaoptax.measure.exact.planning import make_plan
+from adaoptax.measure.exact.row_moments import trace_loss
 from adaoptax.measure.exact.sums import forms_at_once
 from adaoptax.measure.groups import loop_of_groups
 from adaoptax.measure.loss import Loss, describe_loss
 from adaoptax.measure.moments import STATISTICS, check_statistics
+from adaoptax.measure.programs.flops import count_flops
 from adaoptax.measure.rows import count_rows
 
 
@@ -155,13 +156,10 @@ def explain_loss(
     """`explain`, of a loss that is already described."""
     num_examples = count_rows(batch)
     want = Want.of(statistics)
-    # Keys as shapes; what the examples share stays as it is, since the loss computes with it.
-    split = lambda key: jax.random.split(key, num_examples)
-    args = loss.map_keys(lambda key: jax.eval_shape(split, key), args)
-    traced = trace_example(loss, params, batch, args)
+    traced = trace_loss(loss, params, batch, args)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path) or "params" for path, _ in leaves]
-    plan = make_plan(traced.closed, len(names))
+    plan = make_plan(traced.closed, len(names), num_examples)
     found = {}
     for root, turns in _all_roots(plan):
         for leaf, how, why, flops, memory in _treatments(root, num_examples, want):
@@ -172,18 +170,18 @@ def explain_loss(
         for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
     )
     # A forward pass, and two products backward for each one forward.
-    plain = 3 * num_examples * count_flops(traced.closed.jaxpr)
+    plain = 3 * count_flops(traced.closed.jaxpr)
     return Explanation(treatments, plain, num_examples)
 
 
-def _all_roots(plan: WalkPlan) -> Iterator[tuple[Root, int]]:
+def _all_roots(plan: Plan) -> Iterator[tuple[Root, int]]:
     """Every root, with the number of turns of the scans that it is in."""
     yield from ((root, 1) for root in plan.roots)
     for scan in plan.scans.values():
         yield from ((root, scan.turns) for root in scan.roots)
 
 
-def _origin(leaf: Leaf, plan: WalkPlan) -> Leaf:
+def _origin(leaf: Leaf, plan: Plan) -> Leaf:
     while leaf in plan.parents:
         leaf = plan.parents[leaf]
     return leaf

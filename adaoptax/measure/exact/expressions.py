@@ -1,30 +1,37 @@
 """What the model computes from parameters alone: casts, transposes, slices, normalised weights.
 
-While the plan is made, a value of the traced loss is either data (it differs between examples), or
-an expression: a small graph of equations over parameters and constants. A rule consumes an
+While the plan is made, a value of the traced loss that does not differ between examples is an
+expression: a small graph of equations over parameters and constants. A rule consumes an
 expression, so its gradient has to find the way back to the parameters: `evaluate` says how the
 expression came from them, and its transpose leads back.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
+import numpy as np
 
-from adaoptax.measure.equations import Parameters
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.evaluate import evaluate_equation
 
-Place = tuple[int, ...]
+Place = tuple[Any, ...]
+# Constants with more entries are not evaluated for a proof.
+_EVALUATED = 2**20
 
-# Every entry of the result is one entry of the operand, and none is taken twice: the transpose
-# keeps norms.
-_ISOMETRIES = frozenset(
-    {"reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "dynamic_slice", "split"}
-    | {"copy", "copy_p", "name", "reshard", "sharding_constraint"}
-)
+
+def result_at(place: Place, i: int) -> Place:
+    """The place of result number `i` of the equation at `place`."""
+    return (*place, "result", i)
+
+
+def input_at(place: Place, i: int) -> Place:
+    """The place of input number `i` of the body at `place`."""
+    return (*place, "input", i)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,14 +42,14 @@ class Expression:
         aval: Its shape and dtype.
         leaves: The parameters through which its gradient flows; none for a constant.
         needs: The parameters that its value depends on (more than `leaves` by `stop_gradient`).
-        settled: Whether its constants are known, and the same in all turns of all scans.
+        shared: The values inside that are known only where the program runs.
         place: Where it arises.
     """
 
     aval: Any
     leaves: frozenset["Leaf"]
     needs: frozenset["Leaf"]
-    settled: bool
+    shared: frozenset["Shared"]
     place: Place
 
     @property
@@ -58,17 +65,38 @@ class Leaf(Expression):
     Attributes:
         scope: Place of the scan in whose body it is a slice; () for a parameter as it is.
         position: Which input it is.
+        fed: Whether its statistics leave the scan with the turns, and not by a root in the body.
     """
 
     scope: Place
     position: int
+    fed: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant(Expression):
-    """A constant of the trace, with its `value` if it is settled."""
+    """A constant of the program, with its `value`."""
 
     value: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shared(Expression):
+    """A value that all examples share, and that is known only where the program runs.
+
+    A normaliser of the batch, a counter of a loop, a statistic of BatchNorm.
+
+    Attributes:
+        data: Whether it depends on the examples.
+        learned: Whether it depends on parameters, too.
+        mixed: If both, what mixed the examples.
+        why: If it depends on the examples, where their axis ended.
+    """
+
+    data: bool
+    learned: bool
+    mixed: str
+    why: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,10 +108,10 @@ class Apply(Expression):
     index: int
 
 
-def leaf(aval: Any, scope: Place, position: int) -> Leaf:
-    """A parameter; its place is negative, so that no equation has it."""
-    none: frozenset[Leaf] = frozenset()
-    self = Leaf(aval, none, none, True, (*scope, -1 - position), scope, position)
+def leaf(aval: Any, scope: Place, position: int, fed: bool = False) -> Leaf:
+    """A parameter."""
+    none: frozenset[Any] = frozenset()
+    self = Leaf(aval, none, none, none, input_at(scope, position), scope, position, fed)
     object.__setattr__(self, "leaves", frozenset([self]))
     object.__setattr__(self, "needs", frozenset([self]))
     return self
@@ -91,12 +119,24 @@ def leaf(aval: Any, scope: Place, position: int) -> Leaf:
 
 def constant(value: Any) -> Constant:
     """A constant with a value."""
-    return Constant(jax.typeof(value), frozenset(), frozenset(), True, (), value)
+    none: frozenset[Any] = frozenset()
+    return Constant(jax.typeof(value), none, none, none, (), value)
 
 
-def unsettled(aval: Any) -> Constant:
-    """A constant that changes from turn to turn of a scan."""
-    return Constant(aval, frozenset(), frozenset(), False, (), None)
+def shared(
+    aval: Any,
+    place: Place,
+    *,
+    data: bool = False,
+    learned: bool = False,
+    mixed: str = "",
+    why: str = "",
+) -> Shared:
+    """A value that is known where the program runs."""
+    none: frozenset[Any] = frozenset()
+    self = Shared(aval, none, none, none, place, data, learned, mixed, why)
+    object.__setattr__(self, "shared", frozenset([self]))
+    return self
 
 
 def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expression]:
@@ -104,17 +144,18 @@ def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expressi
     union = lambda sets: frozenset().union(*sets)
     needs = union(x.needs for x in inputs)
     leaves = union(x.leaves for x in inputs)
-    if eqn.primitive.name == "stop_gradient":
+    known_later = union(x.shared for x in inputs)
+    does = describe(eqn)
+    if isinstance(does, read.Entrywise) and does.drops_gradient:
         leaves = frozenset()
-    settled = all(x.settled for x in inputs)
     flows = lambda v: jnp.issubdtype(v.aval.dtype, jnp.inexact)
     return [
         Apply(
             v.aval,
             leaves if flows(v) else frozenset(),
             needs,
-            settled,
-            (*place, i),
+            known_later,
+            result_at(place, i),
             eqn,
             tuple(inputs),
             i,
@@ -124,20 +165,30 @@ def apply(eqn: Any, inputs: Sequence[Expression], place: Place) -> list[Expressi
 
 
 def is_isometry(eqn: Any) -> bool:
-    """Whether the transpose of `eqn`, in its first operand, keeps norms."""
-    name = eqn.primitive.name
+    """Whether the transpose of `eqn`, in its first operand, keeps norms.
+
+    Every entry of the result is then one entry of the operand, and none is taken twice.
+    """
+    does = describe(eqn)
     if not eqn.invars:
         return False
-    operand = eqn.invars[0].aval
-    if name == "convert_element_type":
-        new_dtype, kinds = Parameters(eqn)["new_dtype"], (jnp.floating, jnp.complexfloating)
-        return any(
-            jnp.issubdtype(operand.dtype, kind) and jnp.issubdtype(new_dtype, kind)
-            for kind in kinds
-        )
-    if name == "broadcast_in_dim":
-        return math.prod(Parameters(eqn)["shape"]) == math.prod(operand.shape)
-    return name in _ISOMETRIES
+    operand, result = eqn.invars[0].aval, eqn.outvars[0].aval
+    match does:
+        case read.Entrywise(how="cast"):
+            kinds = (jnp.floating, jnp.complexfloating)
+            return any(
+                jnp.issubdtype(operand.dtype, kind) and jnp.issubdtype(result.dtype, kind)
+                for kind in kinds
+            )
+        case read.Entrywise(how=how):
+            return how == "same"
+        case read.Broadcast() | read.Reduce(sums=True):
+            return math.prod(result.shape) == math.prod(operand.shape)
+        case read.Along(permutes=permutes):
+            return permutes
+        case read.Window(arrays=arrays):
+            return arrays == 1
+    return isinstance(does, read.Reshape | read.Transpose | read.Slice)
 
 
 def isometric_leaf(expression: Expression) -> Leaf | None:
@@ -181,9 +232,10 @@ def _rearranged(expression: Apply) -> Expression | None:
 
 def _scaled(expression: Apply) -> Expression | None:
     """What `expression` is a multiple of, by one number through which no gradient flows."""
-    name = expression.eqn.primitive.name
+    does = describe(expression.eqn)
+    how = does.how if isinstance(does, read.Entrywise) else ""
     which = [i for i, x in enumerate(expression.inputs) if x.leaves]
-    if len(which) != 1 or not (name == "mul" or (name in ("div", "neg") and which == [0])):
+    if len(which) != 1 or not (how == "mul" or (how in ("div", "neg") and which == [0])):
         return None
     operand = expression.inputs[which[0]]
     others = [x for x in expression.inputs if x is not operand]
@@ -198,7 +250,7 @@ def multiple(expression: Expression, values: Mapping[Any, Any]) -> Any:
         if scales:
             one = jnp.ones([], operand.aval.dtype)
             inputs = [one if x is operand else evaluate([x], values)[0] for x in output.inputs]
-            (times,) = _results(output.eqn, inputs)
+            (times,) = evaluate_equation(output.eqn, inputs)
             number = times if number is None else number * times
     return number
 
@@ -210,10 +262,12 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
     def value(x: Expression) -> Any:
         if x in values:
             return values[x]
+        if isinstance(x, Constant):
+            return x.value
         assert isinstance(x, Apply)
         key = (id(x.eqn), *(id(y) for y in x.inputs))
         if key not in done:
-            done[key] = _results(x.eqn, map(value, x.inputs))
+            done[key] = evaluate_equation(x.eqn, list(map(value, x.inputs)))
         return done[key][x.index]
 
     return [value(x) for x in expressions]
@@ -222,9 +276,9 @@ def evaluate(expressions: Sequence[Expression], values: Mapping[Any, Any]) -> li
 def rearrange(expression: Expression, array: Any, values: Mapping[Any, Any]) -> Any:
     """The entries of an `array` of any dtype that `expression` has of its `similar_leaf`."""
     for output, _, scales in reversed(_steps(expression)):
-        if not scales and output.eqn.primitive.name != "convert_element_type":
+        if not scales and describe(output.eqn) != read.Entrywise("cast"):
             operands = [array, *evaluate(output.inputs[1:], values)]
-            array = _results(output.eqn, operands)[output.index]
+            array = evaluate_equation(output.eqn, operands)[output.index]
     return array
 
 
@@ -235,7 +289,7 @@ def indices_of(expression: Expression) -> list[Expression]:
 
 
 def constants_of(expressions: Sequence[Expression]) -> list[Constant]:
-    """The distinct constants inside `expressions`."""
+    """The distinct constants inside `expressions`, but for those that are `Shared`."""
     found: dict[Expression, None] = {}
 
     def visit(x: Expression) -> None:
@@ -249,44 +303,110 @@ def constants_of(expressions: Sequence[Expression]) -> list[Constant]:
     return [x for x in found if isinstance(x, Constant)]
 
 
-def by_variable(eqn: Any, values: Iterable[Any]) -> dict[Any, Any]:
-    """The values of an equation's operands, by variable; literals need none."""
-    pairs = zip(eqn.invars, values, strict=True)
-    return {v: x for v, x in pairs if not isinstance(v, jex.Literal)}
+def is_known(expression: Expression) -> bool:
+    """Whether a value is settled by the program alone: no parameter, no data, no argument."""
+    return (
+        not expression.needs
+        and not expression.shared
+        and not any(isinstance(x.value, jax.core.Tracer) for x in constants_of([expression]))
+    )
 
 
-def _results(eqn: Any, values: Iterable[Any]) -> list[Any]:
-    """The results of one equation, from the values of its operands."""
-    return equation_function([eqn])(*by_variable(eqn, values).values())
+def known_value(expression: Expression) -> Any:
+    """The value of what `is_known`, as a numpy array."""
+    done: dict[Expression, Any] = {}
+
+    def value(x: Expression) -> Any:
+        if isinstance(x, Constant):
+            return x.value
+        assert isinstance(x, Apply)
+        if x not in done:
+            # A copy says where a value is, which matters nothing here.
+            copies = describe(x.eqn) == read.Entrywise("same")
+            inputs = list(map(value, x.inputs))
+            done[x] = inputs[0] if copies else evaluate_equation(x.eqn, inputs)[x.index]
+        return done[x]
+
+    with jax.ensure_compile_time_eval():
+        return np.asarray(value(expression))
 
 
-def reached(eqns: Sequence[Any], variables: Iterable[Any]) -> set[Any]:
-    """`variables` and all that `eqns`, in order, compute from them."""
-    found = set(variables)
-    for eqn in eqns:
-        if any(v in found for v in eqn.invars if not isinstance(v, jex.Literal)):
-            found.update(eqn.outvars)
-    return found
+def varies_along(expression: Expression, axis: int) -> bool:
+    """Whether the entries of a value may differ along an axis; False only if they cannot."""
+    if expression.aval.shape[axis] == 1:
+        return False
+    if jnp.issubdtype(expression.aval.dtype, jax.dtypes.extended):
+        return True
+    if isinstance(expression, Constant):
+        if isinstance(expression.value, jax.core.Tracer):
+            return True
+        value = np.asarray(expression.value)
+        return not np.array_equal(value, np.broadcast_to(value.take([0], axis), value.shape))
+    if not isinstance(expression, Apply):
+        return True
+    inputs = expression.inputs
+    match does := describe(expression.eqn):
+        case read.Broadcast():
+            inside = axis in does.dims
+            return inside and varies_along(inputs[0], does.dims.index(axis))
+        case read.Entrywise():
+            return any(varies_along(x, axis) for x in inputs if x.aval.shape)
+        case read.Transpose():
+            return varies_along(inputs[0], does.order[axis])
+        case read.Reduce():
+            kept = [a for a in range(len(inputs[0].aval.shape)) if a not in does.axes]
+            return varies_along(inputs[0], kept[axis])
+        case read.Product():
+            ndims = tuple(len(x.aval.shape) for x in inputs)
+            return any(
+                varies_along(x, a)
+                for side, x in enumerate(inputs)
+                for a in range(ndims[side])
+                if does.place(side, a, ndims) == axis  # type: ignore[arg-type]
+            )
+        case read.Slice():
+            return varies_along(inputs[0], axis)
+        case read.Along(kept=None):
+            return axis in does.axes or varies_along(inputs[0], axis)
+        case read.Concatenate():
+            return axis == does.axis or any(varies_along(x, axis) for x in inputs)
+        case read.Stack():
+            moved = axis - (axis > does.axis)
+            return axis == does.axis or any(varies_along(x, moved) for x in inputs)
+        case read.Reshape(order=None):
+            before = lambda shape, a: (math.prod(shape[:a]), shape[a])
+            old, here = inputs[0].aval.shape, before(expression.aval.shape, axis)
+            same = [a for a in range(len(old)) if before(old, a) == here]
+            return not same or varies_along(inputs[0], same[0])
+    if expression.size > _EVALUATED or not is_known(expression):
+        return True
+    value = known_value(expression)
+    return not np.array_equal(value, np.broadcast_to(value.take([0], axis), value.shape))
 
 
-def input_variables(eqns: Sequence[Any]) -> list[Any]:
-    """The distinct variables that `eqns` read and do not write, in order."""
-    written = {v for eqn in eqns for v in eqn.outvars}
-    read = (v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal))
-    return list(dict.fromkeys(v for v in read if v not in written))
+def varies_between_rows(expression: Expression, axis: Any, num_rows: int) -> bool:
+    """Whether the entries of a value may differ between the rows on a batch axis."""
+    if not varies_along(expression, axis.axis):
+        return False
+    if expression.size > _EVALUATED or not is_known(expression):
+        return True
+    value = known_value(expression)
+    before, after = value.shape[: axis.axis], value.shape[axis.axis + 1 :]
+    value = value.reshape(*before, axis.outer, num_rows, axis.inner, *after)
+    first = value.take([0], axis=axis.axis + 1)
+    return not np.array_equal(value, np.broadcast_to(first, value.shape))
 
 
-def equation_function(
-    eqns: Sequence[Any], outputs: Sequence[Any] | None = None
-) -> Callable[..., Any]:
-    """Equations as a function of `input_variables`, by JAX's public interface.
-
-    Args:
-        eqns: Equations of one jaxpr, in order.
-        outputs: Variables to return; by default all that the last equation writes.
-    """
-    effects = frozenset().union(*(eqn.effects for eqn in eqns))
-    outputs = list(eqns[-1].outvars if outputs is None else outputs)
-    unnamed = jex.DebugInfo("adaoptax.measure.exact", "equation_function", None, None)
-    jaxpr = jex.Jaxpr([], input_variables(eqns), outputs, list(eqns), effects, unnamed)
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))
+def drawn_by(expression: Expression) -> Any:
+    """The equation that draws the random numbers which a value comes from; None if none does."""
+    seen: set[Expression] = set()
+    waiting = [expression]
+    while waiting:
+        x = waiting.pop()
+        if isinstance(x, Apply) and x not in seen:
+            seen.add(x)
+            does = describe(x.eqn)
+            if isinstance(does, read.Create) and does.draws:
+                return x.eqn
+            waiting += x.inputs
+    return None

@@ -18,11 +18,10 @@ from adaoptax.measure.moments import (
     STATISTICS,
     Totals,
     check_statistics,
-    in_metric,
     inner_scatter,
     totals_of,
 )
-from adaoptax.measure.row_products import products_of_rows, variance_of_rows
+from adaoptax.measure.row_products import like, variance_of_rows
 from adaoptax.measure.rows import check_two, checked_mask, count_rows
 from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 from adaoptax.stats import GradientStats
@@ -55,7 +54,7 @@ class Exact:
             want = Want.of(self.statistics)
             if loss.metric is not None:
                 # Σ P_j |g_ij|² has no rule; the sums of squares of coordinates have one.
-                want = Want(norm=False, inner=False, coordinate=want.norm or want.coordinate)
+                want = want._replace(norm=False, coordinate=want.norm or want.coordinate)
             value, grads, moments = measure_rows(
                 loss,
                 params,
@@ -66,11 +65,6 @@ class Exact:
                 group_size=self.group_size,
                 num_measured=probe,
             )
-            if loss.metric is not None and "inner" in self.statistics:
-                direction = in_metric(grads, loss.metric)
-                products = products_of_rows(loss, params, batch, direction, args, mask)
-                products = _mean_of_groups(products, mask, self.group_size)[:probe]
-                moments = moments._replace(inner_products=products)
             stats = _stats(grads, moments, probe, loss.metric)
             if "coordinate" not in self.statistics:
                 stats = stats._replace(coordinate_variance=None)
@@ -85,14 +79,6 @@ class Exact:
             return self.shards or 1
         shards = shards_of(batch, params, num_groups)
         return shards if num_groups >= 2 * shards else 1
-
-
-def _mean_of_groups(products: jax.Array, mask: Any, group_size: int) -> jax.Array:
-    """Weighted means of groups in a row; zero for a group of padding only."""
-    weight = jnp.ones_like(products) if mask is None else jnp.asarray(mask, products.dtype)
-    sums = lambda x: jnp.sum(x.reshape(-1, group_size), axis=1)
-    total = sums(weight)
-    return sums(weight * products) / jnp.where(total > 0, total, 1)
 
 
 def _stats(
@@ -146,12 +132,19 @@ def exact(
 ) -> Exact:
     r"""Measures every example's own gradient at about the price of the mean gradient.
 
-    The same numbers as `per_example`, without forming per-example gradients: the loss of one
-    example is traced, and its equations are evaluated on the whole batch with those that consume a
-    parameter replaced, so that their backward pass emits statistics beside the gradient. Any JAX
-    loss will do that is a mean of per-example losses: Flax, Equinox or plain functions, `scan` over
-    layers or time, `jax.checkpoint`, custom derivatives. `explain` prints what is done with every
-    parameter, and what that costs.
+    The same numbers as `per_example`, without forming per-example gradients: the loss of the batch
+    is traced as it is written and its equations are evaluated, with those that consume a parameter
+    tapped, so that their backward pass emits statistics beside the gradient. Any JAX loss will do
+    of which it can be proved that it is
+
+    .. math:: L = \frac{1}{c} \sum_b s_b(\theta, x_b)
+
+    with c a constant or a number that depends on data alone: a mean, a sum, a mean over the tokens
+    of the batch; Flax, Equinox or plain functions, `scan` over layers, time or examples,
+    `jax.checkpoint`, custom derivatives. Example b then has the gradient
+    :math:`g_b = B \nabla s_b / c`, whose mean is the gradient. Where c is a sum over the data its
+    own noise is not part of the statistics. Random draws are those of one plain call. `explain`
+    prints what is done with every parameter, and what that costs.
 
     The variance is :math:`(\sum_i \lVert g_i \rVert^2 - B \lVert g \rVert^2) / (B - 1)`: its
     relative error in float32 is about :math:`10^{-7} \kappa`, :math:`\kappa = B \lVert g \rVert^2 /
@@ -180,8 +173,9 @@ def exact(
 
     Returns:
         A method for `value_grad_and_stats`. It raises ValueError for a batch of one example, one
-        that `group_size` does not divide, and a loss that mixes examples (BatchNorm in training
-        mode, contrastive losses): measure that with `groups`.
+        that `group_size` does not divide, and a loss of which the above is not proved: examples
+        that meet through parameters (BatchNorm in training mode, contrastive losses) are measured
+        with ``groups(n)`` and ``loss_kind="ghost"``.
 
     Raises:
         ValueError: If a name in `statistics` is unknown or a size is out of range.
@@ -310,11 +304,12 @@ def per_example_moments(
                 f'Expected statistics with "inner" for a direction, got {statistics=}: inner'
                 " products are what a direction is for."
             )
-        here = want if direction is None else want._replace(inner=False)
-        (value, aux), grads, moments = measure_rows(loss, params, batch, args, mask, want=here)
-        products, variance = moments.inner_products, None
         if direction is not None:
-            products = products_of_rows(loss, params, batch, direction, args, mask)
+            direction = like(params, direction)
+        (value, aux), grads, moments = measure_rows(
+            loss, params, batch, args, mask, want=want, direction=direction
+        )
+        products, variance = moments.inner_products, None
         if products is not None:
             variance = variance_of_rows(products, mask)
         found = PerExampleMoments(moments.sq_norms, products, moments.square_sums, variance)

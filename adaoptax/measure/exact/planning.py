@@ -1,332 +1,377 @@
-"""The plan: which equation consumes which parameter, and by which rule.
+"""The plan: whose every gradient is, and whether the examples have gradients of their own.
 
-`make_plan` follows every parameter through the traced loss of one example: through rearrangements,
-through calls and rematerialised blocks, and into the bodies of scans. It evaluates nothing. The
-walk later takes the same path and does what the plan says at each place.
+`make_plan` follows the batch axis and the parameters through the traced loss of the whole batch, as
+the user wrote it, and evaluates nothing. It proves two things in one pass:
 
-A *place* names an equation by its position in the traced loss: (3, 1) is equation 1 inside of
-equation 3.
+- separability: the loss is a sum over the examples of what each contributes, over a number that
+  depends on data alone. `Plan.mixed` says what stands against it.
+- whose: at each equation that consumes a parameter, which entries of the cotangent are of which
+  example. `Plan.untold` says where that cannot be told.
+
+    plan        what comes out
+    following   what its parts share
+    uses        parameters: which equation consumes which, and how
+    totals      what follows a sum over the examples
+    powers      how the loss depends on the length of the batch
+    bodies      branches, while, functions with derivatives of their own
+    loops       scan
+
+The walk later takes the same path and does what the plan says at each place.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from jax.extend import core as jex
+import numpy as np
 
-from adaoptax.measure.equations import Parameters, body_of_call, read_scan
-from adaoptax.measure.exact import rules
+from adaoptax.measure.exact.axes import Axis, Lost
 from adaoptax.measure.exact.expressions import (
-    Apply,
     Expression,
-    Leaf,
     Place,
     apply,
     constant,
-    isometric_leaf,
+    is_known,
+    known_value,
     leaf,
-    reached,
-    unsettled,
+    result_at,
+    shared,
+    varies_along,
 )
-from adaoptax.measure.exact.rules.rule import Rule
+from adaoptax.measure.exact.following import numbered
+from adaoptax.measure.exact.known import (
+    Known,
+    One,
+    Rows,
+    Total,
+    is_learned,
+    is_neutral,
+    mixed_in,
+    of_batch,
+    whole,
+)
+from adaoptax.measure.exact.loops import Loops
+from adaoptax.measure.exact.plan import Plan
+from adaoptax.measure.exact.sizes import Sizes
+from adaoptax.measure.exact.totals import Totals
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe, name_of
+from adaoptax.measure.programs.evaluate import interpret
 
-# Stands for every value that differs between examples.
-DATA = Expression(None, frozenset(), frozenset(), False, ())
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
-_REMAT = ("remat2", "checkpoint", "remat")
-# A parameter is expanded where an expression of it is smallest, if that saves this much.
-_SHRINKS = 4
+def make_plan(
+    program: Any, num_params: int, num_rows: int, num_keys: int = 0, sizes: Sizes | None = None
+) -> Plan:
+    """Plans a traced loss whose inputs are leaves of parameters, of a batch, and of random keys.
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Site:
-    """One use of a parameter.
-
-    Attributes:
-        place: Where it is used; for an expansion, where the expanded expression arises.
-        expression: What is used.
-        rule: How; None for an expansion.
-        lengths: Turns of the scans between the root and the site, outermost first.
-        why: For an expansion: the operation that has no rule.
+    Args:
+        program: Closed jaxpr of the loss.
+        num_params: Leaves of parameters.
+        num_rows: B.
+        num_keys: Leaves of keys, the last inputs, of which each part of a batch has its own.
+        sizes: What grows with the batch; with it the plan knows the power of B in the loss, and
+            what ties it to the places of the rows.
     """
-
-    place: Place
-    expression: Expression
-    rule: Rule | None
-    lengths: tuple[int, ...] = ()
-    why: str = ""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Root:
-    """Parameters whose statistics are formed together, since some expression holds them all."""
-
-    leaves: list[Leaf]
-    sites: list[Site]
-
-
-@dataclasses.dataclass
-class ScanPlan:
-    """What the walk has to know about a scan that uses parameters.
-
-    Attributes:
-        carries_data: Whether each carried value differs between examples.
-        returns_data: The same for each stacked result.
-        sliced: Which of the scanned-over inputs are parameters with a root in the body.
-        roots: The roots of the body.
-        turns: How often the body runs, with the turns of the scans around it.
-    """
-
-    carries_data: list[bool]
-    returns_data: list[bool]
-    sliced: list[bool]
-    roots: list[Root]
-    turns: int
-
-
-@dataclasses.dataclass
-class WalkPlan:
-    """What happens where.
-
-    Attributes:
-        roots: Of the whole loss; those of scans are in `scans`.
-        scans: By place.
-        sites: Sites with a rule, by place.
-        expansions: Expanded expressions, by the place where they arise.
-        parents: For each slice of a parameter in a scan's body, what it is a slice of. Gradients
-            flow to the latter as to any value, from the root in the body.
-        unused: Leaves that no example uses.
-    """
-
-    roots: list[Root]
-    scans: dict[Place, ScanPlan]
-    sites: dict[Place, Site]
-    expansions: dict[Place, Site]
-    parents: dict[Leaf, Leaf]
-    unused: set[Leaf]
-
-
-def make_plan(closed: jex.ClosedJaxpr, num_params: int) -> WalkPlan:
-    """Plans the traced loss of one example, whose first `num_params` inputs are parameters."""
-    shared: set[Place] = set()
+    not_sliced: set[Place] = set()
     while True:
-        planner = _Planner(closed, num_params, shared)
-        if planner.shared == shared:
+        planner = Planner(program, num_params, num_rows, num_keys, sizes, not_sliced)
+        if planner.not_sliced == not_sliced:
             return planner.plan
         # A parameter that is scanned over and used elsewhere too has no root in the scan.
-        shared = planner.shared
+        not_sliced = planner.not_sliced
 
 
-class _Planner:
-    def __init__(self, closed: Any, num_params: int, shared: set[Place]) -> None:
-        self.plan = WalkPlan([], {}, {}, {}, {}, set())
-        self.banned, self.shared = shared, set(shared)
-        self.uses: dict[Leaf, list[Place]] = {}
-        self.sites: dict[Leaf, list[Site]] = {}
-        self.lengths: dict[Place, int] = {}
-        variables = closed.jaxpr.invars
+class Planner(Loops, Totals):
+    """Follows a loss, see above."""
+
+    def __init__(
+        self,
+        program: Any,
+        num_params: int,
+        num_rows: int,
+        num_keys: int,
+        sizes: Sizes | None,
+        not_sliced: set[Place],
+    ) -> None:
+        super().__init__(num_rows, sizes, not_sliced)
+        variables = program.jaxpr.invars
         leaves = [leaf(v.aval, (), i) for i, v in enumerate(variables[:num_params])]
-        inputs = [*leaves, *[DATA] * (len(variables) - num_params)]
-        outputs = self.interpret(closed, inputs, (), ())
-        for output in outputs:
-            if output.leaves:
-                self.expand(output, "returned", (len(closed.jaxpr.eqns),))
+        keys = [
+            shared(v.aval, ("key", i)) for i, v in enumerate(variables[len(variables) - num_keys :])
+        ]
+        self.keys = frozenset(keys)
+        rows: list[Known] = [Rows(Axis(0))] * (len(variables) - num_params - num_keys)
+        loss, *_ = self.interpret(program, [*leaves, *rows, *keys], (), ())
+        self.finish(loss)
         self.plan.roots = self.close(leaves)
 
+    def finish(self, loss: Known) -> None:
+        """The verdict on the loss."""
+        plan = self.plan
+        plan.loss = loss
+        if isinstance(loss, Expression) and is_neutral(loss) and self.own_power(loss) != 0:
+            self.tie("the loss is a constant that depends on the number of examples")
+        if isinstance(loss, Total) and (loss.root or loss.guard):
+            plan.mixed = "the square root of a sum over the examples is not linear in that sum"
+        if mixed_in([loss]):
+            plan.mixed = mixed_in([loss])
+        elif isinstance(loss, Expression) and not is_learned(loss) and of_batch(loss):
+            self.tie("the loss is of data alone")
+        elif isinstance(loss, Expression) and loss.leaves:
+            if self.own_power(loss) != 0:
+                self.tie("the loss is of parameters alone, and depends on the number of examples")
+            if of_batch(loss):
+                why = next((x.why for x in loss.shared if x.why), "")
+                self.lose_track(f"parameters meet examples that cannot be told apart: {why}")
+            self.use_equally(loss, "returned", (-1,))
+
     def interpret(
-        self, closed: Any, inputs: Sequence[Expression], place: Place, scope: Place
-    ) -> list[Expression]:
-        """Follows parameters through a jaxpr; returns what its outputs are."""
-        jaxpr = closed.jaxpr
-        env: dict[Any, Expression] = dict(
-            zip(jaxpr.constvars, map(constant, closed.consts), strict=True)
+        self, program: Any, inputs: Sequence[Known], place: Place, scope: Place
+    ) -> list[Known]:
+        """Follows values through a jaxpr; returns what is known of its outputs."""
+        return interpret(
+            program,
+            inputs,
+            lambda i, eqn, values: self.equation(eqn, values, (*place, i), scope),
+            constant,
         )
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-
-        def read(v: Any) -> Expression:
-            return constant(v.val) if isinstance(v, jex.Literal) else env[v]
-
-        for i, eqn in enumerate(jaxpr.eqns):
-            values = [read(v) for v in eqn.invars]
-            outputs = self.equation(eqn, values, (*place, i), scope)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
 
     def equation(
-        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
-    ) -> Sequence[Expression]:
-        """What the outputs of one equation are."""
-        parameters = [(i, x) for i, x in enumerate(values) if x.leaves]
-        if parameters and (inner := called(eqn)) is not None:
-            return self.interpret(inner, values, here, scope)
-        if DATA not in values:
-            return apply(eqn, values, here)
-        if parameters and eqn.primitive.name == "scan":
-            return self.scan(eqn, values, here, scope)
-        if parameters and (inner := rematerialised(eqn)) is not None:
-            return self.interpret(inner, values, here, scope)
-        if len(values) == 2 and len(parameters) == 1:
-            ((position, expression),) = parameters
-            rule = rules.match(eqn, position)
-            if rule is not None and leads_back(expression):
-                self.add(Site(here, expression, rule, self.turns(expression, scope)), here)
-                return [DATA]
-        for _, expression in parameters:
-            self.expand(expression, eqn.primitive.name, here)
-        return [DATA] * len(eqn.outvars)
+        self, eqn: Any, values: Sequence[Known], here: Place, scope: Place
+    ) -> Sequence[Known]:
+        """What is known of the outputs of one equation."""
+        does = describe(eqn)
+        if self.sizes is not None:
+            for numbers in (self.sizes.powers, self.sizes.counts):
+                for i, power in numbers.get(here, {}).items():  # literals
+                    self.powers[values[i]] = power  # type: ignore[index]
+        outputs = self.of_equation(eqn, does, values, here, scope)
+        if self.sizes is None or (isinstance(does, read.Call) and not does.custom):
+            return outputs
+        if isinstance(does, read.Call | read.Loop | read.Branch | read.While):
+            inputs = [x for x in values if isinstance(x, Expression)]
+            if self.sizes.within(here) or any(self.own_power(x) != 0 for x in inputs):
+                self.powers.update((x, None) for x in outputs if isinstance(x, Expression))
+                outputs = [
+                    dataclasses.replace(x, power=None) if isinstance(x, One) else x for x in outputs
+                ]
+            return outputs
+        place = self.place_of_rows(eqn, values, here)
+        if place and any(map(is_learned, outputs)):
+            self.plan.places = self.plan.places or place
+        grown = self.power(does, values, here)
+        return [self.with_power(x, grown, place) for x in outputs]
 
-    def turns(self, expression: Expression, scope: Place) -> tuple[int, ...]:
-        """Lengths of the scans from the root of `expression` down to `scope`, outermost first."""
-        root = next(iter(expression.leaves)).scope
-        inside = [s for s in self.lengths if len(s) > len(root) and s == scope[: len(s)]]
-        return tuple(self.lengths[s] for s in sorted(inside, key=len))
+    def of_equation(
+        self, eqn: Any, does: Any, values: Sequence[Known], here: Place, scope: Place
+    ) -> Sequence[Known]:
+        if isinstance(does, read.Call) and not does.custom:
+            self.calls.append(eqn)
+            outputs = self.interpret(does.program, values, here, scope)
+            self.calls.pop()
+            return outputs
+        if all(isinstance(x, Expression) for x in values):
+            return self.of_expressions(eqn, values, here)
+        match does:
+            case _ if any(isinstance(x, One) for x in values):
+                return self.of_one(eqn, does, values, here)
+            case read.Loop():
+                return self.loop(eqn, does, values, here, scope)
+            case read.Branch():
+                return self.branch(eqn, does, values, here, scope)
+            case read.While() | read.Call():
+                return self.opaque(eqn, does, values, here, scope)
+        if any(isinstance(x, Total) for x in values):
+            return self.after_sum(eqn, does, values, here, scope)
+        return self.of_rows(eqn, does, values, here, scope)
 
-    def add(self, site: Site, used_at: Place) -> None:
-        (self.plan.expansions if site.rule is None else self.plan.sites)[site.place] = site
-        for parameter in site.expression.leaves:
-            self.sites.setdefault(parameter, []).append(site)
-            self.uses.setdefault(parameter, []).append(used_at)
+    def of_expressions(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Known]:
+        """Without examples on an axis."""
+        if any(x.needs for x in values) or all(x.shared <= self.keys for x in values):
+            found = apply(eqn, values, here)
+            if self.meets_places(values, here):
+                self.key_places.update(found)
+            return found
+        if (diagonal := self.diagonal(eqn, values)) is not None:
+            return [diagonal]
+        why = next((part.why for x in values for part in x.shared if part.why), "")
+        return [whole(v.aval, result_at(here, i), values, why) for i, v in enumerate(eqn.outvars)]
 
-    def expand(self, expression: Expression, why: str, used_at: Place) -> None:
-        """Expands `expression` for each example, at its parameters or where it is smallest."""
-        targets: Iterable[Expression] = expression.leaves
-        if leads_back(expression):
-            smallest = _smallest(expression)
-            if _SHRINKS * smallest.size < sum(x.size for x in expression.leaves):
-                targets = [smallest]
-        for target in targets:
-            if target.place not in self.plan.expansions:
-                self.add(Site(target.place, target, None, (), why), used_at)
-            else:
-                for parameter in target.leaves:
-                    self.uses[parameter].append(used_at)
-
-    def scan(
-        self, eqn: Any, values: Sequence[Expression], here: Place, scope: Place
-    ) -> Sequence[Expression]:
-        """Follows parameters into the body of a scan."""
-        num_consts, num_carry, closed, options = read_scan(eqn)
-        body = closed.jaxpr
-        self.lengths[here] = options["length"]
-        end_of_carry = num_consts + num_carry
-        sliced = [
-            i >= end_of_carry and bool(x.leaves) and self.enters(x, scope)
-            for i, x in enumerate(values)
-        ]
-        changes = [x is DATA or bool(x.leaves) for x in values]
-        changes = _carried(body, changes, num_consts, num_carry)
-        slices, inputs = [], list(values[:num_consts])
-        for i, (x, variable) in enumerate(zip(values, body.invars, strict=True)):
-            if i < num_consts:
-                continue
-            if sliced[i]:
-                parameter = isometric_leaf(x)
-                assert parameter is not None
-                self.uses.setdefault(parameter, []).append(here)
-                slices.append(leaf(variable.aval, here, i))
-                self.plan.parents[slices[-1]] = parameter
-                inputs.append(slices[-1])
-                continue
-            if x.leaves:
-                self.expand(x, "scan", here)
-            inputs.append(DATA if changes[i] else unsettled(variable.aval))
-        outputs = self.interpret(closed, inputs, here, here)
-        for output in outputs:
-            if output.leaves:
-                self.expand(output, "scan", here)
-        returns = [
-            changes[num_consts + i] if i < num_carry else x is DATA or bool(x.leaves)
-            for i, x in enumerate(outputs)
-        ]
-        around = [s for s in self.lengths if s == here[: len(s)]]
-        self.plan.scans[here] = ScanPlan(
-            returns[:num_carry],
-            returns[num_carry:],
-            sliced[end_of_carry:],
-            self.close(slices),
-            math.prod(self.lengths[s] for s in around),
-        )
-        return [
-            DATA if data else unsettled(v.aval)
-            for data, v in zip(returns, eqn.outvars, strict=True)
-        ]
-
-    def enters(self, expression: Expression, scope: Place) -> bool:
-        """Whether the root of a scanned-over parameter can be in the body."""
-        parameter = isometric_leaf(expression)
-        return (
-            parameter is not None
-            and parameter.scope == scope
-            and parameter.place not in self.banned
+    def meets_places(self, values: Sequence[Any], here: Place) -> bool:
+        """Whether numbers drawn from declared keys meet a constant by the places of rows."""
+        if any(x in self.key_places for x in values):
+            return True
+        drawn = [bool(x.shared & self.keys) for x in values]
+        longer = self.sizes.growing.get(here, {}) if self.sizes is not None else {}
+        return any(drawn) and any(
+            not drawn[i] and varies_along(values[i], axis)
+            for i, axes in longer.items()
+            for axis in axes
         )
 
-    def close(self, leaves: Sequence[Leaf]) -> list[Root]:
-        """The roots of all parameters of one scope."""
-        roots: list[Root] = []
-        for parameter in leaves:
-            uses = self.uses.get(parameter, [])
-            if parameter in self.plan.parents.values():
-                if len(uses) > 1:
-                    self.shared.add(parameter.place)
-            elif not uses:
-                self.plan.unused.add(parameter)
-            else:
-                roots = _joined(roots, Root([parameter], self.sites.get(parameter, [])))
-        return roots
+    def diagonal(self, eqn: Any, values: Sequence[Any]) -> Rows | None:
+        """Rows, if of products of every example with every other only i = j are left."""
+        does = describe(eqn)
+        found = [x for x in values if x in self.pairs]
+        pair, more = (found[0] if found else None), found[1:]
+        masks = [x for x in values if x is not pair and x.aval.shape]
+        pairs = None if pair is None else self.pairs[pair]
+        if more or pair is None or pairs is None or not isinstance(does, read.Entrywise):
+            return None
+        one, other, mixed = pairs
+        axes = (one.axis, other.axis)
+        known = [known_value(x) for x in masks if is_known(x)]
+        if len(known) < len(masks):
+            return None
+        if does.how == "mul":
+            zero = known[0] == 0
+        elif does.how == "select" and len(values) == 3 and values[0] is not pair:
+            which, case = known[0].astype(bool), values[1] if values[1] is not pair else values[2]
+            if not (is_known(case) and not known_value(case).any()):
+                return None
+            zero = which if pair is values[1] else ~which
+        else:
+            return None
+        i, j = (
+            np.arange(zero.shape[a]).reshape([-1 if a == b else 1 for b in range(zero.ndim)])
+            for a in axes
+        )
+        alone = bool(np.all(zero | (i == j)))
+        weights = known[0] if does.how == "mul" else zero
+        of_rows = np.diagonal(weights, axis1=axes[0], axis2=axes[1])
+        if alone and not np.array_equal(of_rows, np.broadcast_to(of_rows[..., :1], of_rows.shape)):
+            self.plan.places = self.plan.places or self.named(eqn)
+        return Rows(one, is_learned(pair), mixed, zero_along=other.axis) if alone else None
+
+    def of_rows(
+        self, eqn: Any, does: Any, values: Sequence[Known], here: Place, scope: Place
+    ) -> Sequence[Known]:
+        """With examples on an axis of some operands, and perhaps parameters."""
+        params = [i for i, x in enumerate(values) if isinstance(x, Expression) and x.leaves]
+        learned, mixed = any(map(is_learned, values)), mixed_in(values)
+        does = numbered(does, eqn, values)
+        try:
+            axes = self.axes(eqn, does, values, params)
+            results = self.follow(eqn, does, axes)
+        except Lost as lost:
+            return self.lost(eqn, does, values, here, params, str(lost))
+        tied = self.tied(eqn, values)
+        if learned:
+            self.tie(tied)
+            tied = ""
+        for i in params:
+            self.use(eqn, i, values, axes, results, here, scope)
+        pieces = tuple(values) if isinstance(does, read.Concatenate) else ()
+        return [Rows(axis, learned, mixed, tied=tied, pieces=pieces) for axis in results]
+
+    def axes(
+        self, eqn: Any, does: Any, values: Sequence[Known], params: Sequence[int]
+    ) -> list[Axis | None]:
+        """The batch axis of each operand; that of parameters where entries are of one example."""
+        axes = [x.axis if isinstance(x, Rows) else None for x in values]
+        if not params or all(axis is None for axis in axes):
+            return axes
+        (axis, *_) = [axis for axis in axes if axis is not None]
+        for i in params:
+            match does:
+                case read.Entrywise() | read.Concatenate() | read.Stack() | read.Along():
+                    axes[i] = axis
+                case read.Window(arrays=arrays) if i < arrays:
+                    axes[i] = axis
+                case read.Product():
+                    axes[i] = _partner(does, i, axis)
+        return axes
+
+    def lost(
+        self,
+        eqn: Any,
+        does: Any,
+        values: Sequence[Known],
+        here: Place,
+        params: Sequence[int],
+        clause: str,
+    ) -> Sequence[Known]:
+        """The examples are on no axis of the result: they were summed over, or mixed."""
+        why = f"{self.named(eqn)} {clause}"
+        if any(map(is_learned, values)):
+            self.tie(self.tied(eqn, values))
+        axes = [x.axis if isinstance(x, Rows) else None for x in values]
+        summed = _summed(does, axes)
+        if summed is not None:
+            self.plan.sums[here] = summed
+        elif not _ignores_copies(does):
+            self.plan.unmasked = self.plan.unmasked or why
+        for i in params:
+            self.lose_track(f"a parameter is used where {why}")
+            self.use_equally(values[i], name_of(eqn), here, i)
+        if summed is not None and any(map(is_learned, values)):
+            (v,) = eqn.outvars
+            term = shared(v.aval, result_at(here, 0), data=True, learned=True)
+            return [Total(mixed=mixed_in(values), origin=term)]
+        found = [whole(v.aval, result_at(here, i), values, why) for i, v in enumerate(eqn.outvars)]
+        if isinstance(does, read.Product) and not params:
+            for x in found:
+                self.pairs[x] = _pairs(does, eqn, values)
+        return found
+
+    def of_one(self, eqn: Any, does: Any, values: Sequence[Known], here: Place) -> Sequence[Known]:
+        """In the turn of one example."""
+        learned, mixed = any(map(is_learned, values)), mixed_in(values)
+        totals = [x for x in values if isinstance(x, Total)]
+        if any(isinstance(x, Rows) or of_batch(x) for x in values):
+            self.tie(f"{self.named(eqn)} lets an example meet a value of the whole batch")
+        if totals:
+            adds = isinstance(does, read.Entrywise) and does.how == "add" and len(totals) == 1
+            if adds and not totals[0].root and not totals[0].guard:
+                return [Total(mixed=mixed)]
+            mixed = mixed or f"{self.named(eqn)} lets an example meet a sum over others"
+        if any(isinstance(x, Rows) and x.learned for x in values):
+            mixed = mixed or f"{self.named(eqn)} lets an example meet all others"
+        tied, placed = (
+            self.tied(eqn, values),
+            next((x.placed for x in values if isinstance(x, One | Rows) and x.placed), ""),
+        )
+        if learned:
+            self.plan.whole_batch = self.plan.whole_batch or tied
+            self.plan.places = self.plan.places or placed
+        return [One(learned, mixed, 0, tied, placed) for _ in eqn.outvars]
 
 
-def called(eqn: Any) -> Any:
-    """The jaxpr of a call that changes nothing, or None."""
-    if eqn.primitive.name not in _CALLS:
+def _partner(does: read.Product, i: int, axis: Axis) -> Axis | None:
+    """Where operand `i` of a product has the entries that belong to those of the other's axis."""
+    for pairs in (does.contract, does.batch):
+        mine, other = pairs[i], pairs[1 - i]
+        if axis.axis in other:
+            return axis._replace(axis=mine[other.index(axis.axis)])
+    return None
+
+
+def _pairs(does: read.Product, eqn: Any, values: Sequence[Known]) -> tuple[Axis, Axis, str] | None:
+    """The axes of both operands' examples in a product that has them all meet."""
+    if not all(isinstance(x, Rows) and x.axis.parts == 1 for x in values):
         return None
-    return body_of_call(eqn)
-
-
-def rematerialised(eqn: Any) -> Any:
-    """The jaxpr of a block of `jax.checkpoint`, or None."""
-    if eqn.primitive.name not in _REMAT:
+    axes: list[Axis] = [x.axis for x in values]  # type: ignore[union-attr]
+    ndims = tuple(len(v.aval.shape) for v in eqn.invars)
+    places = [does.place(side, axis.axis, ndims) for side, axis in enumerate(axes)]  # type: ignore[arg-type]
+    if None in places or any(a.axis in does.batch[side] for side, a in enumerate(axes)):
         return None
-    return jex.ClosedJaxpr(Parameters(eqn)["jaxpr"], [])
+    return Axis(places[0]), Axis(places[1]), mixed_in(values)  # type: ignore[arg-type]
 
 
-def leads_back(expression: Expression) -> bool:
-    """Whether the gradient's way from `expression` to its parameters is the same in all turns."""
-    scopes = {parameter.scope for parameter in expression.leaves}
-    return expression.settled and expression.needs == expression.leaves and len(scopes) == 1
+def _summed(does: Any, axes: Sequence[Axis | None]) -> tuple[int, Axis] | None:
+    """Which operand an equation sums over the examples, and its axis; None if it does not."""
+    match does:
+        case read.Reduce(sums=True):
+            return (0, axes[0]) if axes[0] is not None else None
+        case read.Product():
+            for i, axis in enumerate(axes):
+                if axis is not None and axis.axis in does.contract[i]:
+                    other = axes[1 - i]
+                    partner = _partner(does, 1 - i, axis)
+                    return (i, axis) if other is None or other == partner else None
+    return None
 
 
-def _smallest(expression: Expression) -> Expression:
-    """The smallest expression through which all gradients of `expression` flow."""
-    best = expression
-    while isinstance(expression, Apply):
-        inputs = [x for x in expression.inputs if x.leaves]
-        if len(set(inputs)) > 1:
-            break
-        expression = inputs[0]
-        best = min(expression, best, key=lambda x: x.size)
-    return best
-
-
-def _carried(body: Any, changes: Sequence[bool], num_consts: int, num_carry: int) -> list[bool]:
-    """`changes` (which inputs differ between examples), after any number of turns."""
-    changes = list(changes)
-    while True:
-        differ = [v for v, change in zip(body.invars, changes, strict=True) if change]
-        differs = reached(body.eqns, differ)
-        after = list(changes)
-        for i, v in enumerate(body.outvars[:num_carry]):
-            after[num_consts + i] |= not isinstance(v, jex.Literal) and v in differs
-        if after == changes:
-            return changes
-        changes = after
-
-
-def _joined(roots: list[Root], new: Root) -> list[Root]:
-    """`roots` with `new`, those that share a site made one."""
-    overlapping = [root for root in roots if set(root.sites) & set(new.sites)]
-    for root in overlapping:
-        sites = root.sites + [site for site in new.sites if site not in root.sites]
-        new = Root(root.leaves + new.leaves, sites)
-    return [root for root in roots if root not in overlapping] + [new]
+def _ignores_copies(does: Any) -> bool:
+    """Whether a reduction is the same if some examples are there twice."""
+    return isinstance(does, read.Reduce) and does.chooses

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from adaoptax.measure.exact.clusters import arrange
 from adaoptax.measure.exact.expressions import Place, constants_of
 from adaoptax.measure.exact.factors import Factor, Full
-from adaoptax.measure.exact.planning import Root, Site
+from adaoptax.measure.exact.plan import Root, Site
 from adaoptax.measure.exact.sums import Setting, sums_of_factors, sums_of_gradients
 from adaoptax.measure.varying import vary_like
 
@@ -30,12 +30,15 @@ class Carriers(NamedTuple):
         inner_products: [n], or None.
         squares: For each parameter of the root an array like it, or None.
         square_weight: [n], not a carrier: the weights of the groups in `squares`.
+        given: For each parameter of the root the metric or the direction of inner products (no
+            carriers either), or None.
     """
 
     sq_norms: jax.Array | None
     inner_products: jax.Array | None
     squares: Any
     square_weight: jax.Array
+    given: Any = None
 
 
 def open_root(
@@ -63,7 +66,7 @@ def _empty(site: Site, num_examples: int) -> Any:
     if site.rule is None:
         return jnp.zeros((num_examples, *site.expression.aval.shape), site.expression.aval.dtype)
     stacked = lambda x: jnp.zeros((*site.lengths, *x.shape), x.dtype)
-    return jax.tree.map(stacked, site.rule.slot(num_examples))
+    return jax.tree.map(stacked, site.rule.slot())
 
 
 def _forward(spec: _Spec, parameters: list, constants: list, carriers: Carriers) -> tuple:
@@ -77,7 +80,7 @@ def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
     known = constants_of([site.expression for site in root.sites])
     values = dict(zip([*root.leaves, *known], [*parameters, *constants], strict=True))
     arrangement = arrange(root)
-    inputs = (root, setting, factors, values, carriers.square_weight)
+    inputs = (root, setting, factors, values, carriers.square_weight, carriers.given)
     sums = sums_of_factors(arrangement, *inputs) if arrangement else sums_of_gradients(*inputs)
     like = lambda x, zeros: None if zeros is None else x.astype(zeros.dtype)
     gradients = [
@@ -89,6 +92,7 @@ def _backward(spec: _Spec, saved: tuple, cotangents: list[Any]) -> tuple:
         like(sums.inner_products, carriers.inner_products),
         carriers.squares and jax.tree.map(like, sums.squares, carriers.squares),
         jnp.zeros_like(carriers.square_weight),
+        jax.tree.map(jnp.zeros_like, carriers.given),
     )
     return gradients, [None] * len(constants), statistics
 

@@ -1,5 +1,6 @@
 """Exact per-example moments of a loss: trace, plan, walk, differentiate."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.aux import combine_aux
 from adaoptax.measure.exact.arguments import (
     check_effects,
     check_local_params,
@@ -16,12 +16,14 @@ from adaoptax.measure.exact.arguments import (
     check_params,
 )
 from adaoptax.measure.exact.factors import Want
-from adaoptax.measure.exact.mixing import check_separable
+from adaoptax.measure.exact.plan import Plan
 from adaoptax.measure.exact.planning import make_plan
+from adaoptax.measure.exact.proof import check_plan, padding_of
 from adaoptax.measure.exact.roots import Carriers
 from adaoptax.measure.exact.sums import Setting
 from adaoptax.measure.exact.walk import walk
 from adaoptax.measure.loss import Loss
+from adaoptax.measure.programs.evaluate import trace
 from adaoptax.measure.rows import count_rows, replace_padding
 from adaoptax.measure.varying import vary_like
 
@@ -52,14 +54,16 @@ def measure_rows(
     want: Want,
     group_size: int = 1,
     num_measured: int | None = None,
+    direction: ArrayTree | None = None,
 ) -> tuple[tuple[jax.Array, Any], ArrayTree, RowMoments]:
-    """``((loss, aux), grads, moments)``: the plain gradient, and what every example adds to it."""
+    """``((loss, aux), grads, moments)``: the plain gradient, and what every example adds to it.
+
+    Inner products are those with `direction`, or with the gradient, in the metric of the loss.
+    """
     num_rows = count_rows(batch)
     check_params(params)
     check_local_params(params, batch)
     check_local_rows(batch)
-    if num_rows > 1:
-        check_separable(loss, params, batch, args)
     num_groups = num_rows // group_size
     num_measured = num_measured or num_groups
     dtype = _tree.scalar_dtype(params)
@@ -75,17 +79,27 @@ def measure_rows(
     real = group_share > 0
     inverse_share = jnp.where(real, 1 / jnp.where(real, group_share, 1), 0)
 
-    traced = trace_example(loss, params, batch, loss.split_keys(args, num_rows))
+    traced = trace_loss(loss, params, batch, args)
     check_one_number(traced.closed)
     check_effects(traced.closed)
     leaves, structure = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    plan = make_plan(traced.closed, len(leaves))
-    setting = Setting(want, num_rows, group_size, num_measured)
+    plan = make_plan(traced.closed, len(leaves), num_rows)
+    check_plan(loss, plan)
+    padding = None
+    if mask is not None:
+        padding = padding_of(loss, params, batch, args, traced.closed, plan, mask)
+    along, given = "gradient", None
+    if direction is not None or (loss.metric is not None and want.inner):
+        along = "metric" if direction is None else "direction"
+        given = jax.tree.leaves(loss.metric if direction is None else direction)
+    setting = Setting(want, num_rows, group_size, num_measured, along)
 
-    def mean_loss(leaves: list, carriers: Carriers) -> tuple[jax.Array, list]:
-        values, *aux = walk(traced.closed, plan, setting, carriers, leaves, traced.data)
-        return jnp.sum(share.astype(values.dtype) * values), aux
+    def whole_loss(plan: Plan, leaves: list, carriers: Carriers) -> tuple[jax.Array, list]:
+        value, *aux = walk(
+            traced.closed, plan, setting, carriers, share, padding, leaves, traced.data
+        )
+        return value, aux
 
     per_group = lambda wanted: jnp.zeros(num_measured, dtype) if wanted else None
     real_zeros = lambda x: jnp.zeros(x.shape, jnp.finfo(_tree.widen(x).dtype).dtype)
@@ -95,27 +109,32 @@ def measure_rows(
         [real_zeros(x) for x in leaves] if want.coordinate else None,
         # Cotangents come scaled by the share of their group in the mean.
         group_weight[:num_measured] * inverse_share**2,
+        given,
     )
     carriers = jax.tree.map(lambda zeros: vary_like(zeros, leaves[0]), carriers)
-    differentiate = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (value, aux), (grads, found) = _final(differentiate(leaves, carriers))
+    if any(want):
+        differentiate = jax.value_and_grad(whole_loss, argnums=(1, 2), has_aux=True)
+        (value, aux), (grads, found) = _final(differentiate(plan, leaves, carriers), leaves)
+    else:  # the program of the loss as it stands
+        untapped = dataclasses.replace(plan, taps={}, roots=[], scans={}, parents={}, heads=set())
+        differentiate = jax.value_and_grad(whole_loss, argnums=1, has_aux=True)
+        (value, aux), grads = differentiate(untapped, leaves, carriers)
+        found = carriers
     aux = jax.tree.unflatten(jax.tree.structure(traced.outputs), [value, *aux])[1]
-    if loss.has_aux:
-        whole = jax.eval_shape(lambda p, b: loss(p, b, args), params, batch)[1]
-        aux = combine_aux(aux, weight, 1, num_rows, whole)
     moments = RowMoments(
         found.sq_norms * inverse_share**2 if want.norm else None,
         found.inner_products * inverse_share if want.inner else None,
         jax.tree.unflatten(structure, found.squares) if want.coordinate else None,
         group_weight,
     )
-    value = jnp.where(sums > 0, value, jnp.nan)
+    if mask is not None:
+        value = jnp.where(sums > 0, value, jnp.nan)
     return (value, aux), jax.tree.unflatten(structure, grads), moments
 
 
 @jax.custom_vjp
-def _final(tree: Any) -> Any:
-    """`tree`, which must not be differentiated: roots hide the parameters from whoever tries."""
+def _final(tree: Any, leaves: list) -> Any:
+    """`tree`, which must not be differentiated in `leaves`: roots hide them from whoever tries."""
     return tree
 
 
@@ -127,16 +146,16 @@ def _refuse(saved: None, cotangents: Any) -> tuple:
     )
 
 
-_final.defvjp(lambda tree: (tree, None), _refuse)
+_final.defvjp(lambda tree, leaves: (tree, None), _refuse)
 
 
 class Traced(NamedTuple):
-    """The loss of one example.
+    """The loss of a batch.
 
     Attributes:
-        closed: Jaxpr of the leaves of the parameters, of one row of the batch and of its keys.
+        closed: Jaxpr of the leaves of the parameters and of the batch.
         outputs: Structure of ``(loss, aux)``.
-        data: The rows and keys of all examples, one array for each input after the parameters.
+        data: The leaves of the batch.
     """
 
     closed: Any
@@ -144,27 +163,14 @@ class Traced(NamedTuple):
     data: list[jax.Array]
 
 
-def trace_example(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Traced:
-    """Traces `loss` on a batch of one row; `args` hold one key for each row."""
-    is_key = loss.is_key(args)
-    keys = [arg for arg, key in zip(args, is_key, strict=True) if key]
-    shared = [arg for arg, key in zip(args, is_key, strict=True) if not key]
+def trace_loss(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Traced:
+    """Traces `loss` as it is called."""
 
-    def of_one(params: ArrayTree, row: ArrayTree, keys: list) -> tuple[jax.Array, Any]:
-        rest = {True: iter(keys), False: iter(shared)}
-        one = jax.tree.map(lambda x: x[None], row)
-        value, aux = loss(params, one, tuple(next(rest[key]) for key in is_key))
-        return value, aux
+    def fn(params: ArrayTree, batch: ArrayTree) -> tuple[jax.Array, Any]:
+        # Rebuilt within, so that a module in `args` is changed in this trace and not for good.
+        return loss(params, batch, jax.tree.map(lambda x: x, args))
 
     as_array = lambda x: x if hasattr(x, "dtype") else jnp.asarray(x)
-    rows = jax.tree.map(as_array, (batch, keys))
-    traced: list[tuple] = []
-
-    def on_row(params: ArrayTree, row: ArrayTree, keys: list) -> int:
-        traced.append(jax.make_jaxpr(of_one, return_shape=True)(params, row, keys))
-        return 0
-
-    # Under vmap a row has the type that it will have in the walk: on its mesh, with its devices.
-    jax.eval_shape(jax.vmap(on_row, (None, 0, 0), None), params, *rows)
-    ((closed, outputs),) = traced
-    return Traced(closed, outputs, jax.tree.leaves(rows))
+    batch = jax.tree.map(as_array, batch)
+    closed, outputs = trace(fn, params, batch)
+    return Traced(closed, outputs, jax.tree.leaves(batch))

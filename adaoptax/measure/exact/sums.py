@@ -11,7 +11,7 @@ from adaoptax import _tree
 from adaoptax.measure.exact.clusters import Arrangement, Cluster
 from adaoptax.measure.exact.expressions import evaluate, multiple, rearrange
 from adaoptax.measure.exact.factors import Factor, Want, real_dot, wide
-from adaoptax.measure.exact.planning import Root, Site
+from adaoptax.measure.exact.plan import Root, Site
 from adaoptax.measure.varying import vary_like
 
 # Gradients that have to be formed are formed at once up to this size.
@@ -29,12 +29,23 @@ class Setting:
         num_examples: B.
         group_size: Examples in a group.
         num_measured: Groups that are measured, from the front of the batch.
+        along: What inner products are with: the "gradient"; the gradient times a "metric"; or a
+            given "direction".
     """
 
     want: Want
     num_examples: int
     group_size: int
     num_measured: int
+    along: str = "gradient"
+
+    def direction(self, totals: list[jax.Array], given: Any) -> list[jax.Array]:
+        """What inner products are with, one array for each parameter."""
+        if self.along == "gradient":
+            return totals
+        if self.along == "direction":
+            return given
+        return [g * m.astype(_tree.scalar_dtype(g)) for g, m in zip(totals, given, strict=True)]
 
     @property
     def measures_all(self) -> bool:
@@ -91,6 +102,7 @@ def sums_of_factors(
     factors: Sequence[Factor],
     values: Values,
     weight: jax.Array,
+    given: Any,
 ) -> RootSums:
     r"""Sums where no gradient has to be formed.
 
@@ -155,9 +167,13 @@ def sums_of_factors(
     inner = None
     if want.inner:
         alone = len(parts) == 1 and not penalties and setting.measures_all
-        inner = parts[0].measured.inner_with_total(moments[0].total) if alone else along(totals)
-        for scale, gradient in zip(scales, fixed, strict=True):
-            inner = inner + scale * dot(gradient, totals)
+        if alone and setting.along == "gradient":
+            inner = parts[0].measured.inner_with_total(moments[0].total)
+        else:
+            direction = setting.direction(totals, given)
+            inner = along(direction)
+            for scale, gradient in zip(scales, fixed, strict=True):
+                inner = inner + scale * dot(gradient, direction)
     return RootSums(totals, sq_norms, inner, squares)
 
 
@@ -181,6 +197,7 @@ def sums_of_gradients(
     factors: Sequence[Factor],
     values: Values,
     weight: jax.Array,
+    given: Any,
 ) -> RootSums:
     """Sums of gradients that are formed, one group after the other.
 
@@ -219,7 +236,8 @@ def sums_of_gradients(
         totals = _add_up(lambda one: (gradient(one), None, None), root, (list(factors),))[0]
     inner = None
     if want.inner:
-        along = lambda one: sum(map(real_dot, gradient(one), totals))
+        direction = setting.direction(totals, given)
+        along = lambda one: sum(map(real_dot, gradient(one), direction))
         inner = jax.lax.map(along, measured, batch_size=forms_at_once(root, len(weight)))
     return RootSums(totals, sq_norms, inner, squares)
 

@@ -1,9 +1,8 @@
-"""The walk: evaluates the traced loss of one example on all examples at once.
+"""The walk: evaluates the loss of the batch as it is written, and taps what consumes parameters.
 
-Data-dependent values carry the examples on axis 0; parameters stay as they are. Equations without
-parameters run through `jax.vmap` in long stretches, which is the ordinary batched program.
-Equations with a parameter do what the plan says: a rule, or the parameter repeated for each
-example.
+Equations are evaluated as they stand. Where the plan has a tap, the equation goes through it, and
+bodies that hold taps are entered. With a mask, rows of padding are left out where the plan has
+found a sum over the examples.
 """
 
 import dataclasses
@@ -12,265 +11,368 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 
-from adaoptax.measure.equations import Parameters, read_scan
+from adaoptax.measure.exact.axes import of_rows, rows_of
 from adaoptax.measure.exact.expressions import (
+    Expression,
     Place,
-    by_variable,
-    equation_function,
-    input_variables,
+    constants_of,
+    evaluate,
+    input_at,
     is_isometry,
-    reached,
+    result_at,
 )
-from adaoptax.measure.exact.planning import Root, WalkPlan, called, rematerialised
+from adaoptax.measure.exact.plan import Plan, Root, ScanPlan, Tap
 from adaoptax.measure.exact.roots import Carriers, open_root
-from adaoptax.measure.exact.rules.rule import expand
 from adaoptax.measure.exact.sums import Setting
+from adaoptax.measure.exact.taps import (
+    Told,
+    cut_of,
+    told_by_parts,
+    told_by_results,
+    way,
+    way_to,
+    with_cotangent,
+    with_equal_parts,
+    with_factors,
+    with_rows,
+)
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.evaluate import evaluate_equation, interpret, run
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Batched:
-    """A value that differs between examples, which are its axis 0."""
-
-    value: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A value computed from parameters alone.
+class Stack:
+    """A parameter on its way to a root in the body of a scan.
 
     Attributes:
-        value: Without examples.
-        repeated: The same for each example, where something has no rule for it.
-        squares: The carrier of squares, on the way to a root in the body of a scan.
+        value: The parameter.
+        along: Its carrier of squares and what inner products are with; None for what there is not.
     """
 
     value: jax.Array
-    repeated: Batched | None = None
-    squares: jax.Array | None = None
+    along: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """What leaves rows out of the loss.
+
+    Attributes:
+        real: [B], bool.
+        share: How many of all rows are real.
+        powers: For each place the literals that count rows, by operand, with their power of B.
+    """
+
+    real: jax.Array
+    share: jax.Array
+    powers: Mapping[Place, Mapping[int, int]]
 
 
 def walk(
-    closed: Any,
-    plan: WalkPlan,
+    program: Any,
+    plan: Plan,
     setting: Setting,
     carriers: Carriers,
+    share: jax.Array,
+    padding: Padding | None,
     parameters: Sequence[jax.Array],
     data: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """The outputs of the traced loss for each example, [B, ...].
+    """The outputs of the traced loss.
 
     Args:
-        closed: The loss of one example, of the parameters and then of data.
+        program: The loss of the batch, of the parameters and then of data.
         plan: Its plan.
         setting: What to measure.
         carriers: With squares for every parameter.
+        share: [B], the part of each row in the mean.
+        padding: If some rows are to be left out.
         parameters: Leaves.
-        data: Arrays with one entry for each example.
+        data: Leaves of the batch.
     """
-    walker = _Walker(plan, setting, carriers, {})
-    squares = carriers.squares or [None] * len(parameters)
-    pairs = zip(parameters, squares, strict=True)
-    inputs = walker.enter(
-        plan.roots, (), {i: Parameter(x, None, s) for i, (x, s) in enumerate(pairs)}
-    )
-    outputs = walker.run(closed, [*inputs.values(), *map(Batched, data)], ())
-    return [walker.batched(x).value for x in outputs]
+    walker = _Walker(plan, setting, carriers, share, padding, {}, {}, {})
+    none = [None] * len(parameters)
+    along = zip(carriers.squares or none, carriers.given or none, strict=True)
+    inputs = walker.enter(plan.roots, (), dict(enumerate(zip(parameters, along, strict=True))))
+    outputs = walker.run(program, [*inputs, *data], ())
+    if (tap := plan.taps.get((-1,))) is not None:  # a loss of parameters alone
+        outputs[0] = walker.tapped(tap, outputs[:1])[0]
+    return [_plain(x) for x in outputs]
+
+
+def _plain(x: Any) -> Any:
+    return x.value if isinstance(x, Stack) else x
 
 
 @dataclasses.dataclass
 class _Walker:
-    plan: WalkPlan
+    plan: Plan
     setting: Setting
     carriers: Carriers
+    share: jax.Array
+    padding: Padding | None
     slots: dict[Place, Any]
+    values: dict[Place, Any]
+    parts: dict[Place, Any]
+
+    def __post_init__(self) -> None:
+        held = {*self.plan.taps}
+        if self.padding is not None:
+            held |= {*self.plan.sums, *self.padding.powers}
+        self.inside = {place[:n] for place in held for n in range(1, len(place))}
 
     def enter(
-        self, roots: Sequence[Root], scope: Place, parameters: Mapping[int, Parameter]
-    ) -> dict[int, Parameter]:
-        """Makes the slots of a scope's `roots`, and what the scope sees of its parameters."""
+        self, roots: Sequence[Root], scope: Place, parameters: Mapping[int, tuple[Any, Any]]
+    ) -> list[Any]:
+        """Makes the slots of a scope's `roots`; returns what the scope sees of its parameters."""
         for root in roots:
-            own = [parameters[leaf.position] for leaf in root.leaves]
-            squares = None if self.carriers.squares is None else [x.squares for x in own]
-            carriers = self.carriers._replace(squares=squares)
-            self.slots |= open_root(root, self.setting, [x.value for x in own], carriers)
-        through = {leaf.place for leaf in self.plan.parents.values()}
-        places = {i: (*scope, -1 - i) for i in parameters}
-        # Gradients reach a parameter by its root alone.
-        return {
-            i: x
-            if places[i] in through
-            else self.repeat(Parameter(jax.lax.stop_gradient(x.value)), places[i])
-            for i, x in parameters.items()
-        }
-
-    def repeat(self, parameter: Parameter, place: Place) -> Parameter:
-        """`parameter`, repeated for each example if the plan expands what arises at `place`."""
-        if place not in self.plan.expansions:
-            return parameter
-        repeated = Batched(expand(parameter.value, self.slots[place]))
-        return dataclasses.replace(parameter, repeated=repeated)
-
-    def batched(self, x: Any) -> Batched:
-        """Any value, with the examples on axis 0."""
-        if isinstance(x, Parameter):
-            assert x.repeated is not None, "the plan expands all that no rule consumes"
-            return x.repeated
-        if isinstance(x, Batched):
-            return x
-        return Batched(jnp.broadcast_to(x, (self.setting.num_examples, *jnp.shape(x))))
-
-    def run(self, closed: Any, inputs: Sequence[Any], place: Place) -> list[Any]:
-        """Evaluates a jaxpr."""
-        jaxpr = closed.jaxpr
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-        readers = _readers(jaxpr)
-        waiting: list[int] = []
-
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, jex.Literal) else env[v]
-
-        def catch_up() -> None:
-            if waiting:
-                stretch = [jaxpr.eqns[i] for i in waiting]
-                needed = [
-                    v for eqn in stretch for v in eqn.outvars if readers.get(v, set()) - {*waiting}
-                ]
-                env.update(zip(needed, _evaluate(stretch, needed, env), strict=True))
-                waiting.clear()
-
-        pending: set[Any] = set()
-        for i, eqn in enumerate(jaxpr.eqns):
-            operands = [v for v in eqn.invars if not isinstance(v, jex.Literal)]
-            if not any(isinstance(env.get(v), Parameter) for v in operands):
-                waiting.append(i)
-                pending.update(eqn.outvars)
-                continue
-            if pending.intersection(operands):
-                catch_up()
-                pending.clear()
-            outputs = self.equation(eqn, [read(v) for v in eqn.invars], (*place, i))
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        catch_up()
-        return [read(v) for v in jaxpr.outvars]
-
-    def equation(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Any]:
-        """Evaluates an equation with a parameter among its operands."""
-        if (inner := called(eqn)) is not None:
-            return self.run(inner, values, here)
-        if not any(isinstance(x, Batched) for x in values):
-            return self.parameters_only(eqn, values, here)
-        if here in self.plan.scans:
-            return self.scan(eqn, values, here)
-        if (inner := rematerialised(eqn)) is not None:
-            params = Parameters(eqn)
-            options = {name: params[name] for name in ("policy", "prevent_cse")}
-            return jax.checkpoint(lambda: self.run(inner, values, here), **options)()
-        if here in self.plan.sites:
-            rule = self.plan.sites[here].rule
-            assert rule is not None
-            w, x = values[rule.position], values[1 - rule.position]
-            return [Batched(rule(x.value, w.value, self.slots[here]))]
-        values = [self.batched(x) if isinstance(x, Parameter) else x for x in values]
-        return _evaluate([eqn], eqn.outvars, by_variable(eqn, values))
-
-    def parameters_only(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Any]:
-        """Evaluates an equation without data; the repeated values take the same way."""
-        pick = lambda choose: by_variable(
-            eqn, [choose(x) if isinstance(x, Parameter) else x for x in values]
-        )
-        outputs = _evaluate([eqn], eqn.outvars, pick(lambda x: x.value))
-        if eqn.primitive.name == "stop_gradient":
-            return outputs
-        repeated: Sequence[Any] = [None] * len(outputs)
-        if any(isinstance(x, Parameter) and x.repeated is not None for x in values):
-            repeated = _evaluate([eqn], eqn.outvars, pick(lambda x: x.repeated or x.value))
-        squares: Sequence[Any] = [None] * len(outputs)
-        first = values[0]
-        if isinstance(first, Parameter) and first.squares is not None and is_isometry(eqn):
-            cast = eqn.primitive.name == "convert_element_type"
-            squares = (
-                [first.squares]
-                if cast
-                else _evaluate([eqn], eqn.outvars, pick(lambda x: x.squares))
+            own, along = zip(*(parameters[leaf.position] for leaf in root.leaves), strict=True)
+            squares, given = map(list, zip(*along, strict=True))
+            carriers = self.carriers._replace(
+                squares=None if self.carriers.squares is None else squares,
+                given=None if self.carriers.given is None else given,
             )
+            self.slots |= open_root(root, self.setting, own, carriers)
+        for i, (value, _) in parameters.items():
+            self.values[input_at(scope, i)] = value
+        through = {leaf.place for leaf in self.plan.parents.values()}
         return [
-            self.repeat(Parameter(*parts), (*here, i))
-            if jnp.issubdtype(parts[0].dtype, jnp.inexact)
-            else parts[0]  # no gradient flows through integers
-            for i, parts in enumerate(zip(outputs, repeated, squares, strict=True))
+            Stack(value, along) if input_at(scope, i) in through else value
+            for i, (value, along) in parameters.items()
         ]
 
-    def scan(self, eqn: Any, values: Sequence[Any], here: Place) -> Sequence[Any]:
+    def run(self, program: Any, inputs: Sequence[Any], place: Place) -> list[Any]:
+        """Evaluates a jaxpr."""
+        return interpret(
+            program, inputs, lambda i, eqn, values: self.equation(eqn, values, (*place, i))
+        )
+
+    def equation(self, eqn: Any, values: list[Any], here: Place) -> Sequence[Any]:
+        """Evaluates an equation."""
+        outputs = self.results(eqn, values, here)
+        for i, x in enumerate(outputs):
+            self.values[result_at(here, i)] = _plain(x)
+        return outputs
+
+    def results(self, eqn: Any, values: list[Any], here: Place) -> Sequence[Any]:
+        if here in self.inside:
+            return self.body(eqn, values, here)
+        if any(isinstance(x, Stack) for x in values):
+            if is_isometry(eqn):
+                return self.moved(eqn, values)
+            values = [_plain(x) for x in values]
+        also: Mapping[int, int] = {}
+        if self.padding is not None:
+            values, also = self.without_padding(values, here)
+        if here in self.plan.heads:
+            self.parts[here] = self.parts_of_sum(eqn, values, here)
+        if (tap := self.plan.taps.get(here)) is not None:
+            return self.tapped(tap, values, eqn)
+        return evaluate_equation(eqn, values, also)
+
+    def moved(self, eqn: Any, values: list[Any]) -> Sequence[Any]:
+        """A parameter that is only rearranged, with what goes along."""
+        plain = [_plain(x) for x in values]
+        outputs = evaluate_equation(eqn, plain)
+        if describe(eqn) == read.Entrywise("cast"):
+            return [Stack(outputs[0], values[0].along)]
+        move = lambda x: (
+            [None] * len(outputs) if x is None else evaluate_equation(eqn, [x, *plain[1:]])
+        )
+        along = zip(*map(move, values[0].along), strict=True)
+        return [Stack(x, others) for x, others in zip(outputs, along, strict=True)]
+
+    def without_padding(self, values: list[Any], here: Place) -> tuple[list[Any], Mapping]:
+        """The operands with padding set to zero before a sum over the examples."""
+        assert self.padding is not None
+        values = list(values)
+        if here in self.plan.sums:
+            i, axis = self.plan.sums[here]
+            real = of_rows(self.padding.real, axis, jnp.ndim(values[i]))
+            values[i] = jnp.where(real, values[i], jnp.zeros_like(values[i]))
+        powers = self.padding.powers.get(here, {})
+        for i, power in powers.items():
+            dtype = jnp.result_type(values[i])
+            values[i] = (values[i] * self.padding.share**power).astype(dtype)
+        return values, powers
+
+    # --- Taps -----------------------------------------------------------------------------------
+
+    def tapped(self, tap: Tap, values: list[Any], eqn: Any = None) -> Sequence[Any]:
+        """An equation with parameters among its operands."""
+        values = [_plain(x) for x in values]
+        for i in (*tap.sites, *tap.uses):  # the gradient comes from the root
+            values[i] = jax.lax.stop_gradient(values[i])
+        for i, use in tap.uses.items():
+            if use.how == "head":
+                slot = self.slot_of(use.target)
+                return told_by_parts(eqn, i, values, self.parts_at(use.origin), slot)
+            if use.how == "equal":
+                values[i] = with_equal_parts(values[i], self.share, self.slot_of(use.target))
+            elif use.how == "aligned":
+                values[i] = self.aligned(eqn, i, use, values[i])
+        if any(use.how == "turns" for use in tap.uses.values()):
+            return self.scan_over_rows(eqn, tap, values)
+        told = {i: use for i, use in tap.uses.items() if use.how == "told"}
+        if told:
+            slots = [self.slot_of(use.target) for use in told.values()]
+            (results,) = {use.results for use in told.values()}
+            spec = Told(eqn, tuple(told), results, self.setting.num_examples)
+            return told_by_results(spec, values, slots)
+        if tap.sites:
+            ((i, site),) = tap.sites.items()
+            assert site.rule is not None
+            return [with_factors(site.rule, values[1 - i], values[i], self.slots[site.place])]
+        return values if eqn is None else evaluate_equation(eqn, values)
+
+    def parts_of_sum(self, eqn: Any, values: list[Any], here: Place) -> jax.Array:
+        """[B, ...]: what each row adds to a sum over the examples."""
+        i, axis = self.plan.sums[here]
+        num_rows, does = self.setting.num_examples, describe(eqn)
+        if isinstance(does, read.Reduce):
+            rows = rows_of(values[i], axis, num_rows)
+            return jnp.sum(rows, axis=tuple(1 + a for a in does.axes))
+
+        def of_row(b: jax.Array) -> jax.Array:
+            here = of_rows(jnp.arange(num_rows) == b, axis, jnp.ndim(values[i]))
+            alone = jnp.where(here, values[i], jnp.zeros_like(values[i]))
+            return evaluate_equation(eqn, [*values[:i], alone, *values[i + 1 :]])[0]
+
+        return jax.vmap(of_row)(jnp.arange(num_rows))
+
+    def parts_at(self, origin: Any) -> jax.Array:
+        """[B, ...]: the rows' parts of what came from sums; a constant in it is shared out."""
+        terms = [x for x in origin.shared if x.data and x.place[:-2] in self.parts]
+        others = [x for x in (*origin.shared, *origin.needs) if x not in terms]
+        known = self.known([*others, *constants_of([origin])])
+
+        def value(parts: Sequence[Any]) -> jax.Array:
+            return evaluate([origin], {**known, **dict(zip(terms, parts, strict=True))})[0]
+
+        parts = [self.parts[x.place[:-2]] for x in terms]
+        nothing = value([jnp.zeros_like(x[0]) for x in parts])
+        share = self.share.astype(nothing.dtype).reshape(-1, *(1,) * nothing.ndim)
+        return jax.vmap(value)(parts) - nothing + share * nothing
+
+    def aligned(self, eqn: Any, i: int, use: Any, value: Any) -> jax.Array:
+        """An operand whose entries along an axis are of one example each."""
+        axis = use.axis
+        size = axis.parts * self.setting.num_examples
+        if jnp.ndim(value) <= axis.axis or jnp.shape(value)[axis.axis] != size:
+            # A single number, or an axis of size one, meets every example.
+            shape = list(eqn.outvars[0].aval.shape)
+            value = jnp.broadcast_to(value, shape)
+        return with_rows(cut_of(use, self.setting.num_examples), value, self.slot_of(use.target))
+
+    def slot_of(self, expression: Expression) -> jax.Array:
+        """A slot for the gradients of all rows of an expression."""
+        targets = [site.expression for site in self.plan.targets[expression.place]]
+        slots = [self.slots[target.place] for target in targets]
+        if targets == [expression]:
+            return slots[0]
+        path = way(expression, targets, self.setting.num_examples)
+        leaves = self.known(path.others)
+        return way_to(path, evaluate(targets, leaves), [leaves[x] for x in path.others], slots)
+
+    def known(self, expressions: Sequence[Expression]) -> dict[Expression, Any]:
+        """Values of parameters, of constants and of what all examples share."""
+        constants = {x: x.value for x in constants_of(expressions)}
+        return {x: constants[x] if x in constants else self.values[x.place] for x in expressions}
+
+    # --- Bodies ---------------------------------------------------------------------------------
+
+    def body(self, eqn: Any, values: list[Any], here: Place) -> Sequence[Any]:
+        """Evaluates an equation that runs programs with taps in them."""
+        match does := describe(eqn):
+            case read.Call(remat=None):
+                return self.run(does.program, values, here)
+            case read.Call(remat=options):
+                stacks = list(values)
+                call = lambda: [_plain(x) for x in self.run(does.program, stacks, here)]
+                return jax.checkpoint(call, **options)()
+            case read.Branch():
+                return self.branch(does, values, here)
+        assert isinstance(does, read.Loop)
+        return self.scan(eqn, does, values, here)
+
+    def branch(self, does: read.Branch, values: list[Any], here: Place) -> Sequence[Any]:
+        which, *operands = map(_plain, values)
+        body = lambda j, program: (
+            lambda: [_plain(x) for x in self.run(program, operands, (*here, j))]
+        )
+        bodies = [body(j, program) for j, program in enumerate(does.programs)]
+        return jax.lax.switch(which, bodies)
+
+    def scan(self, eqn: Any, does: read.Loop, values: list[Any], here: Place) -> Sequence[Any]:
         """Evaluates a scan that uses parameters."""
-        plan = self.plan.scans[here]
-        num_consts, num_carry, closed, options = read_scan(eqn)
-        end_of_carry = num_consts + num_carry
-        is_root = lambda i: plan.sliced[i - end_of_carry]
-        consts = values[:num_consts]
-        carry = [
-            self.batched(x) if data else x
-            for x, data in zip(values[num_consts:end_of_carry], plan.carries_data, strict=True)
-        ]
+        first = does.num_consts + does.num_carry
+        plan = self.plan.scans.get(here) or ScanPlan([None] * (len(values) - first), [], 1)
+        if (tap := self.plan.taps.get(here)) is not None:
+            values = list(values)
+            for i, use in tap.uses.items():
+                values[i] = self.aligned(eqn, i, use, jax.lax.stop_gradient(_plain(values[i])))
+        consts, carry = values[: does.num_consts], values[does.num_consts : first]
         # Slots of sites in the body have one entry a turn: their cotangents come back stacked.
         inside = {
             place: slot
             for place, slot in self.slots.items()
-            if place in self.plan.sites and place[: len(here)] == here
+            if place in self.plan.taps and place[: len(here)] == here
         }
+        along = [x.along if isinstance(x, Stack) else (None, None) for x in values[first:]]
+        xs = [_plain(x) for x in values[first:]]
+        fed = [
+            None if leaf is None or not leaf.fed else self.slot_of_turns(leaf.place)
+            for leaf in plan.sliced
+        ]
 
-        def stacked(i: int, x: Any) -> Any:
-            """Input i, with its turns on axis 0."""
-            if isinstance(x, Parameter):
-                x = dataclasses.replace(x, repeated=None) if is_root(i) else self.batched(x)
-            return Batched(jnp.moveaxis(x.value, 1, 0)) if isinstance(x, Batched) else x
+        def body(carry: list[Any], turn: tuple) -> tuple[list[Any], list[Any]]:
+            xs, along, slots, fed = turn
+            walker = dataclasses.replace(
+                self, slots={**self.slots, **slots}, values=dict(self.values)
+            )
+            parameters = {
+                leaf.position: (x, others)
+                for leaf, x, others in zip(plan.sliced, xs, along, strict=True)
+                if leaf is not None and not leaf.fed
+            }
+            seen = dict(zip(parameters, walker.enter(plan.roots, here, parameters), strict=True))
+            inputs = [*consts, *carry]
+            for i, (leaf, x) in enumerate(zip(plan.sliced, xs, strict=True)):
+                if leaf is not None and leaf.fed:
+                    walker.slots[leaf.place] = fed[i]
+                inputs.append(seen.get(first + i, x))
+            for i, x in enumerate(inputs):
+                walker.values[input_at(here, i)] = _plain(x)
+            outputs = [_plain(x) for x in walker.run(does.program, inputs, here)]
+            return outputs[: does.num_carry], outputs[does.num_carry :]
 
-        xs = [stacked(i, x) for i, x in enumerate(values) if i >= end_of_carry]
+        carry, ys = jax.lax.scan(
+            body, [_plain(x) for x in carry], (xs, along, inside, fed), **does.options
+        )
+        return [*carry, *ys]
+
+    def scan_over_rows(self, eqn: Any, tap: Tap, values: list[Any]) -> Sequence[Any]:
+        """Evaluates a scan over the examples, whose parameters get the cotangents of each turn."""
+        does: Any = describe(eqn)
+        first = does.num_consts + does.num_carry
+        slots = {i: self.slot_of(use.target) for i, use in tap.uses.items() if use.how == "turns"}
 
         def body(carry: list[Any], turn: tuple) -> tuple[list[Any], list[Any]]:
             xs, slots = turn
-            walker = dataclasses.replace(self, slots={**self.slots, **slots})
-            inputs = [*consts, *carry, *xs]
-            slices = {i: x for i, x in enumerate(inputs) if i >= end_of_carry and is_root(i)}
-            entered = walker.enter(plan.roots, here, slices)
-            inputs = [entered.get(i, x) for i, x in enumerate(inputs)]
-            outputs = walker.run(closed, inputs, here)
-            data = [*plan.carries_data, *plan.returns_data]
-            outputs = [
-                walker.batched(x) if differs else x
-                for x, differs in zip(outputs, data, strict=True)
+            consts = values[: does.num_consts]
+            consts = [
+                with_cotangent(x, slots[i]) if i in slots else x for i, x in enumerate(consts)
             ]
-            return outputs[:num_carry], outputs[num_carry:]
+            outputs = run(does.program, [*consts, *carry, *xs])
+            return outputs[: does.num_carry], outputs[does.num_carry :]
 
-        carry, ys = jax.lax.scan(body, carry, (xs, inside), **options)
-        ys = [Batched(jnp.moveaxis(y.value, 0, 1)) if isinstance(y, Batched) else y for y in ys]
+        carry, ys = jax.lax.scan(
+            body, values[does.num_consts : first], (values[first:], slots), **does.options
+        )
         return [*carry, *ys]
 
-
-def _readers(jaxpr: Any) -> dict[Any, set[int]]:
-    """For each variable the equations that read it; -1 stands for the outputs."""
-    readers: dict[Any, set[int]] = {}
-    for i, variables in [*enumerate(eqn.invars for eqn in jaxpr.eqns), (-1, jaxpr.outvars)]:
-        for v in variables:
-            if not isinstance(v, jex.Literal):
-                readers.setdefault(v, set()).add(i)
-    return readers
-
-
-def _evaluate(eqns: Sequence[Any], outputs: Sequence[Any], env: dict) -> list[Any]:
-    """`outputs` of equations on plain and batched values."""
-    inputs = input_variables(eqns)
-    values = [env[v] for v in inputs]
-    axes = [0 if isinstance(x, Batched) else None for x in values]
-    plain = [x.value if isinstance(x, Batched) else x for x in values]
-    call = equation_function(eqns, outputs)
-    if all(axis is None for axis in axes):
-        return list(call(*plain))
-    differs = reached(eqns, [v for v, axis in zip(inputs, axes, strict=True) if axis == 0])
-    out_axes = [0 if v in differs else None for v in outputs]
-    results = jax.vmap(call, axes, out_axes)(*plain)
-    return [Batched(x) if axis == 0 else x for x, axis in zip(results, out_axes, strict=True)]
+    def slot_of_turns(self, place: Place) -> jax.Array:
+        """For each turn a slot for the rows of the slice that it sees."""
+        return jnp.moveaxis(self.slot_of(self.plan.fed[place]), 1, 0)

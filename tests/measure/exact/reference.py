@@ -77,19 +77,14 @@ def row_gradients(
     batch: Any,
     args: tuple = (),
     *,
-    key_argnums: tuple[int, ...] = (),
+    losses: Any = None,
     has_aux: bool = False,
     mask: Any = None,
 ) -> Rows:
-    """Differentiates every real row as a batch of one, in float64."""
+    """Differentiates every real row as a batch of one, or all `losses` [B], in float64."""
     num_rows = len(jax.tree.leaves(batch)[0])
     weight = np.ones(num_rows) if mask is None else np.asarray(mask, np.float64)
     real = np.flatnonzero(weight)
-    axes = tuple(0 if 2 + i in key_argnums else None for i in range(len(args)))
-    args = tuple(
-        jax.tree.map(lambda key: jax.random.split(key, num_rows)[real], arg) if axis == 0 else arg
-        for arg, axis in zip(args, axes, strict=True)
-    )
 
     def of_row(params: Any, row: Any, args: tuple) -> Any:
         out = loss_fn(params, jax.tree.map(lambda x: x[None], row), *args)
@@ -98,11 +93,15 @@ def row_gradients(
     with jax.enable_x64(True):
         params, batch, args = jax.tree.map(_wide, (params, batch, args))
         rows = jax.tree.map(lambda x: x[real], batch)
-        gradient = jax.vmap(jax.value_and_grad(of_row), in_axes=(None, 0, axes))
-        losses, grads = jax.jit(gradient)(params, rows, args)
-        losses, grads = jax.tree.map(np.asarray, (losses, grads))
+        if losses is None:
+            gradient = jax.vmap(jax.value_and_grad(of_row), in_axes=(None, 0, None))
+        else:
+            of_all = lambda params, rows, args: losses(params, rows, *args)
+            gradient = lambda *inputs: (of_all(*inputs), jax.jacrev(of_all)(*inputs))
+        found = jax.jit(gradient)(params, rows, args)
+        values, grads = jax.tree.map(np.asarray, found)
     assert all(leaf.dtype in (np.float64, np.complex128) for leaf in jax.tree.leaves(grads))
-    return Rows(real, weight[real], losses, grads)
+    return Rows(real, weight[real], values, grads)
 
 
 def statistics(rows: Rows, group_size: int = 1) -> Stats:

@@ -50,7 +50,7 @@ def test_no_parameters_at_all(params):
 @pytest.mark.parametrize(
     ("loss", "found"),
     [
-        pytest.param(lambda w, x: x @ w, r"float32\[1\]", id="no mean"),
+        pytest.param(lambda w, x: x @ w, r"float32\[4\]", id="no mean"),
         pytest.param(lambda w, x: jnp.mean(x @ w)[None], r"float32\[1\]", id="one entry"),
         pytest.param(lambda w, x: jnp.mean(x * w, axis=0), r"float32\[2\]", id="mean of rows"),
         pytest.param(lambda w, x: jnp.mean(x @ w) + 0j, r"complex64\[\]", id="complex"),
@@ -59,7 +59,7 @@ def test_no_parameters_at_all(params):
 @pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
 def test_a_loss_that_is_no_number(loss, found, jit):
     measured = jit(value_grad_and_stats(loss, exact()))
-    with pytest.raises(TypeError, match=rf"one real number.*got {found} for a batch of one"):
+    with pytest.raises(TypeError, match=rf"one real number.*got {found}: this"):
         measured(jnp.ones(2), jnp.ones((4, 2)))
 
 

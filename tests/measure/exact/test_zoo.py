@@ -34,7 +34,7 @@ def expected_rows(entry: Entry) -> Rows:
         entry.params,
         entry.batch,
         entry.args,
-        key_argnums=entry.key_argnums,
+        losses=entry.losses,
         has_aux=entry.has_aux,
         mask=entry.mask,
     )
@@ -43,9 +43,7 @@ def expected_rows(entry: Entry) -> Rows:
 def run(transform: Any, entry: Entry, *how: Any, **options: Any) -> Any:
     """Jits ``transform(loss_fn, ...)`` and calls it; the value comes back without its aux."""
     with jax.enable_x64(entry.float64):
-        step = transform(
-            entry.loss_fn, *how, has_aux=entry.has_aux, key_argnums=entry.key_argnums, **options
-        )
+        step = transform(entry.loss_fn, *how, has_aux=entry.has_aux, **options)
         compiled = jax.jit(step)
         value, *rest = compiled(entry.params, entry.batch, *entry.args, mask=entry.mask)
         return value[0] if entry.has_aux else value, *rest

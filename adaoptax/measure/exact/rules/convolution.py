@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
-from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.axes import Axis
 from adaoptax.measure.exact.factors import Factor, Want
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe
 from adaoptax.measure.varying import vary_like
 
 
@@ -43,9 +45,9 @@ class Patches(Factor):
 
     def total(self) -> jax.Array:
         rule = self.rule
-        images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self)
-        zeros = vary_like(jnp.zeros(rule.parameter.shape, rule.parameter.dtype), images.d)
-        (kernel,) = jax.vjp(lambda w: rule.forward(images.x, w), zeros)[1](images.d)
+        x, d = _batch(self.x, rule.data_axis.axis), _batch(self.d, rule.result_axis.axis)
+        zeros = vary_like(jnp.zeros(rule.parameter.shape, rule.parameter.dtype), d)
+        (kernel,) = jax.vjp(lambda w: rule.forward(x, w), zeros)[1](d)
         return rule.canonical(_tree.widen(kernel))
 
     def inner(self, other: jax.Array) -> jax.Array:
@@ -56,6 +58,12 @@ class Patches(Factor):
         return jax.lax.map(of_one, self)
 
 
+def _batch(x: jax.Array, axis: int) -> jax.Array:
+    """[B, m, ...] as one batch of images on `axis`."""
+    x = jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Convolution(Rule):
     """`conv_general_dilated` of data and a kernel, which is seen as [groups, kernel · I, O]."""
@@ -64,12 +72,12 @@ class Convolution(Rule):
 
     @property
     def _groups(self) -> int:
-        return Parameters(self.eqn)["feature_group_count"]
+        return self.does.feature_groups
 
     @property
     def _kernel(self) -> tuple[list[int], int, int, list[int]]:
         """Order of the kernel's axes (space, in, out), and their sizes."""
-        out, into, *space = Parameters(self.eqn)["dimension_numbers"].rhs_spec
+        out, into, *space = self.does.kernel
         shape = self.parameter.shape
         return [*space, into, out], shape[into], shape[out], [shape[axis] for axis in space]
 
@@ -85,22 +93,21 @@ class Convolution(Rule):
 
     def patches(self, x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One image and its cotangent as [N, T, I] and [N, T, O]: T output positions."""
-        params = Parameters(self.eqn)
+        does = self.does
         _, into, out, space = self._kernel
-        n, numbers = self._groups, params["dimension_numbers"]
-        batch, feature, *spatial = numbers.lhs_spec
+        n = self._groups
+        batch, feature, *spatial = does.images
         image = x.transpose(batch, *spatial, feature)
         dilation = [
-            (lo, hi, step - 1)
-            for (lo, hi), step in zip(params["padding"], params["lhs_dilation"], strict=True)
+            (lo, hi, step - 1) for (lo, hi), step in zip(does.padding, does.dilation, strict=True)
         ]
         image = jax.lax.pad(image, jnp.zeros([], x.dtype), [(0, 0, 0), *dilation, (0, 0, 0)])
-        batch_out, feature_out, *spatial_out = numbers.out_spec
+        batch_out, feature_out, *spatial_out = does.results
         d = d.transpose(batch_out, *spatial_out, feature_out)
-        sizes, strides = d.shape[1:-1], params["window_strides"]
+        sizes, strides = d.shape[1:-1], does.strides
 
         def cut(offset: tuple[int, ...]) -> jax.Array:
-            start = [o * step for o, step in zip(offset, params["rhs_dilation"], strict=True)]
+            start = [o * step for o, step in zip(offset, does.kernel_dilation, strict=True)]
             stop = [
                 begin + (size - 1) * stride + 1
                 for begin, size, stride in zip(start, sizes, strides, strict=True)
@@ -114,7 +121,7 @@ class Convolution(Rule):
         columns = jnp.concatenate(windows, axis=2)  # [T, N, kernel · I]
         return columns.swapaxes(0, 1), d.reshape(-1, n, out // n).swapaxes(0, 1)
 
-    def factor(self, x: jax.Array, d: jax.Array) -> Patches:
+    def of_rows(self, x: jax.Array, d: jax.Array) -> Patches:
         return Patches(x[:, None], d[:, None], self)
 
     def choice(self, num_examples: int, want: Want, turns: int) -> cost.Choice:
@@ -128,8 +135,9 @@ class Convolution(Rule):
         return cost.Choice("scan", 4.0 * num_examples * entries + along, patches + 4 * entries)
 
 
-def match(eqn: Any, position: int) -> Convolution | None:
+def match(eqn: Any, position: int, data: Axis, result: Axis, num_rows: int) -> Convolution | None:
     """The rule for `eqn`, if it is a convolution with a parameter as its kernel."""
-    if eqn.primitive.name != "conv_general_dilated" or position != 1:
+    does = describe(eqn)
+    if not isinstance(does, read.Convolution) or position != 1:
         return None
-    return None if Parameters(eqn)["batch_group_count"] > 1 else Convolution(eqn, position)
+    return Convolution(eqn, does, position, data, result, num_rows)

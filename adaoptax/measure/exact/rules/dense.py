@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _tree
-from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.axes import Axis
 from adaoptax.measure.exact.factors import (
     Factor,
     FactorSums,
@@ -25,6 +25,8 @@ from adaoptax.measure.exact.factors import (
     wide,
 )
 from adaoptax.measure.exact.rules.rule import Rule
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe
 
 _ALL = Want(True, True, True)
 
@@ -165,19 +167,13 @@ class Dense(Rule):
     @property
     def _axes(self) -> tuple[list[int], list[int], list[int], list[int], list[int], list[int]]:
         """Batch, contracted and free axes of the data, then of the parameter."""
-        contract, batch = Parameters(self.eqn)["dimension_numbers"]
-        w, x = self.position, 1 - self.position
-        free = lambda aval, side: [
-            axis for axis in range(aval.ndim) if axis not in (*contract[side], *batch[side])
-        ]
-        return (
-            list(batch[x]),
-            list(contract[x]),
-            free(self.data, x),
-            list(batch[w]),
-            list(contract[w]),
-            free(self.parameter, w),
+        does, w, x = self.does, self.position, 1 - self.position
+        axes = lambda side, aval: (
+            list(does.batch[side]),
+            list(does.contract[side]),
+            does.free(side, len(aval.shape)),
         )
+        return (*axes(x, self.data), *axes(w, self.parameter))
 
     @property
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -198,7 +194,7 @@ class Dense(Rule):
         shape = [self.parameter.shape[axis] for axis in order]
         return w.reshape(shape).transpose(np.argsort(order))
 
-    def factor(self, x: jax.Array, d: jax.Array) -> Outer:
+    def of_rows(self, x: jax.Array, d: jax.Array) -> Outer:
         batch, contract, x_free, *_ = self._axes
         n, t, i, o = self._sizes
         b = x.shape[0]
@@ -215,6 +211,9 @@ class Dense(Rule):
         )
 
 
-def match(eqn: Any, position: int) -> Dense | None:
+def match(eqn: Any, position: int, data: Axis, result: Axis, num_rows: int) -> Dense | None:
     """The rule for `eqn`, if it is a product."""
-    return Dense(eqn, position) if eqn.primitive.name == "dot_general" else None
+    does = describe(eqn)
+    if not isinstance(does, read.Product):
+        return None
+    return Dense(eqn, does, position, data, result, num_rows)

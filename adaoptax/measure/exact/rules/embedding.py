@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax import _tree
-from adaoptax.measure.equations import Parameters
 from adaoptax.measure.exact import cost
+from adaoptax.measure.exact.axes import Axis
 from adaoptax.measure.exact.factors import Factor, FactorSums, Want, rows_times, wide
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe
 
 
 @jax.tree_util.register_dataclass
@@ -72,15 +74,14 @@ class Embedding(Rule):
     def restore(self, w: jax.Array) -> jax.Array:
         return w.reshape(self.parameter.shape)
 
-    def factor(self, x: jax.Array, d: jax.Array) -> Rows:
-        offsets = Parameters(self.eqn)["dimension_numbers"].offset_dims
+    def of_rows(self, x: jax.Array, d: jax.Array) -> Rows:
         num_rows = self.parameter.shape[0]
         ids = x.reshape(x.shape[0], -1).astype(jnp.int32)
-        which = [axis for axis in range(d.ndim - 1) if axis not in offsets]
-        d = d.transpose(0, *(1 + axis for axis in (*which, *offsets)))
+        which = [axis for axis in range(d.ndim - 1) if axis not in self.does.offsets]
+        d = d.transpose(0, *(1 + axis for axis in (*which, *self.does.offsets)))
         d = d.reshape(*ids.shape, -1)
         # Out of bounds a gather reads the nearest row or, by its mode, none at all.
-        if Parameters(self.eqn)["mode"] is not jax.lax.GatherScatterMode.CLIP:
+        if not self.does.clips:
             d = jnp.where(((ids >= 0) & (ids < num_rows))[..., None], d, 0)
         return Rows(jnp.clip(ids, 0, num_rows - 1), d, num_rows)
 
@@ -91,18 +92,15 @@ class Embedding(Rule):
         return cost.Choice("rows", same, 4 * num_examples * t * (t + row) * bool(same))
 
 
-def match(eqn: Any, position: int) -> Embedding | None:
+def match(eqn: Any, position: int, data: Axis, result: Axis, num_rows: int) -> Embedding | None:
     """The rule for `eqn`, if it takes whole rows of a parameter."""
-    if eqn.primitive.name != "gather" or position != 0:
+    does, table = describe(eqn), eqn.invars[0].aval
+    if not isinstance(does, read.Gather) or position != 0 or table.shape[0] >= 2**24:
         return None
-    numbers, table = Parameters(eqn)["dimension_numbers"], eqn.invars[0].aval
-    whole_rows = (
-        numbers.collapsed_slice_dims == (0,)
-        and numbers.start_index_map == (0,)
-        and not numbers.operand_batching_dims
-        and tuple(Parameters(eqn)["slice_sizes"]) == (1, *table.shape[1:])
-    )
-    return Embedding(eqn, position) if whole_rows and table.shape[0] < 2**24 else None
+    row = (does.collapsed, does.indexed, does.batch, does.sizes)
+    if row != ((0,), (0,), (), (1, *table.shape[1:])):
+        return None
+    return Embedding(eqn, does, position, data, result, num_rows)
 
 
 @jax.tree_util.register_dataclass

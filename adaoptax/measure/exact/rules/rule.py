@@ -1,15 +1,15 @@
-"""What a rule is, and the expansion of a parameter that takes its place where there is none."""
+"""What a rule is: an equation of data with a parameter whose gradients come in factors."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adaoptax.measure.exact.axes import Axis, row_shape, rows_of
 from adaoptax.measure.exact.cost import Choice
-from adaoptax.measure.exact.expressions import equation_function
 from adaoptax.measure.exact.factors import Factor, Want
+from adaoptax.measure.programs.evaluate import evaluate_equation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,12 +19,20 @@ class Rule:
     The parameter operand is seen as [N, I, O] (`canonical`, and back: `restore`).
 
     Attributes:
-        eqn: The equation, of one example.
+        eqn: The equation.
+        does: Its description.
         position: Which operand is the parameter.
+        data_axis: Where the examples are in the other operand.
+        result_axis: Where they are in the result.
+        num_rows: B.
     """
 
     eqn: Any
+    does: Any
     position: int
+    data_axis: Axis
+    result_axis: Axis
+    num_rows: int
 
     name = "rule"
 
@@ -34,14 +42,14 @@ class Rule:
         return self.eqn.invars[self.position].aval
 
     @property
-    def data(self) -> Any:
+    def data(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the data operand of one example."""
-        return self.eqn.invars[1 - self.position].aval
+        return _of_row(self.eqn.invars[1 - self.position].aval, self.data_axis)
 
     @property
-    def output(self) -> Any:
+    def output(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the result of one example."""
-        return self.eqn.outvars[0].aval
+        return _of_row(self.eqn.outvars[0].aval, self.result_axis)
 
     def canonical(self, w: Any) -> Any:
         """The parameter operand as [N, I, O]."""
@@ -52,66 +60,30 @@ class Rule:
         raise NotImplementedError
 
     def factor(self, x: jax.Array, d: jax.Array) -> Factor:
-        """The gradients' factors, from the batched data operand and output cotangent."""
+        """The gradients' factors, from the data operand and the output cotangent of the batch."""
+        return self.of_rows(
+            rows_of(x, self.data_axis, self.num_rows), rows_of(d, self.result_axis, self.num_rows)
+        )
+
+    def of_rows(self, x: jax.Array, d: jax.Array) -> Factor:
+        """The same from rows [B, ...] of both."""
         raise NotImplementedError
 
     def choice(self, num_examples: int, want: Want, turns: int) -> Choice:
         """How the statistics will be formed, and what that costs, in a scan of so many turns."""
         raise NotImplementedError
 
-    def slot(self, num_examples: int) -> tuple[jax.Array, jax.Array]:
-        """Zeros for the batched data operand and output cotangent, which reach the root by them."""
-        shape = lambda aval, dtype: jnp.zeros((num_examples, *aval.shape), dtype)
-        data = self.data.dtype if jnp.issubdtype(self.data.dtype, jnp.inexact) else jnp.float32
-        return shape(self.data, data), shape(self.output, self.output.dtype)
+    def slot(self) -> tuple[jax.Array, jax.Array]:
+        """Zeros for the data operand and the output cotangent, which reach the root by them."""
+        data, output = self.eqn.invars[1 - self.position].aval, self.eqn.outvars[0].aval
+        # Row numbers travel as floats, exact below 2^24.
+        dtype = data.dtype if jnp.issubdtype(data.dtype, jnp.inexact) else jnp.float32
+        return jnp.zeros(data.shape, dtype), jnp.zeros(output.shape, output.dtype)
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """The equation on all examples."""
-        operands, axes = ((w, x), (None, 0)) if self.position == 0 else ((x, w), (0, None))
-        return jax.vmap(equation_function([self.eqn]), axes, 0)(*operands)[0]
-
-    def __call__(self, x: jax.Array, w: jax.Array, slot: Any) -> jax.Array:
-        """The equation; its backward pass hands the factors to `slot` in place of a gradient."""
-        return _tapped(self, x, w, slot)
+        """The equation."""
+        return evaluate_equation(self.eqn, (w, x) if self.position == 0 else (x, w))[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tapped(rule: Rule, x: jax.Array, w: jax.Array, slot: Any) -> jax.Array:
-    return rule.forward(x, w)
-
-
-def _forward(rule: Rule, x: jax.Array, w: jax.Array, slot: Any) -> tuple[jax.Array, tuple]:
-    return rule.forward(x, w), (x, w)
-
-
-def _backward(rule: Rule, saved: tuple, d: jax.Array) -> tuple:
-    x, w = saved
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        # Row numbers travel as floats, exact below 2^24.
-        return None, jnp.zeros_like(w), (x.astype(jnp.float32), d)
-    (dx,) = jax.vjp(lambda x: rule.forward(x, w), x)[1](d)
-    return dx, jnp.zeros_like(w), (x, d)
-
-
-_tapped.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def expand(value: jax.Array, slot: jax.Array) -> jax.Array:
-    """A parameter repeated for each example of `slot` [B, ...], which receives the cotangents.
-
-    These are the gradients, whatever the model does with the parameter. XLA fuses the repetition,
-    so that biases and scales cost nothing; a large parameter costs a copy for each example.
-    """
-    return jnp.broadcast_to(value, slot.shape)
-
-
-def _expand_forward(value: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return expand(value, slot), value
-
-
-def _expand_backward(value: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros_like(value), cotangent
-
-
-expand.defvjp(_expand_forward, _expand_backward)
+def _of_row(aval: Any, axis: Axis) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(row_shape(aval.shape, axis), aval.dtype)

@@ -22,7 +22,8 @@ class Entry(NamedTuple):
         batch: Pytree of arrays [ROWS, ...].
         args: Extra arguments of the loss.
         has_aux: Whether the loss returns ``(loss, aux)``.
-        key_argnums: Positions of random keys, as in `value_grad_and_stats`.
+        losses: ``losses(params, batch, *args)`` [ROWS], whose mean is the loss, where the loss of a
+            batch of one row is another: its draws are those of the batch.
         mask: [ROWS] or None; rows of weight zero hold garbage.
         float64: Whether the measurement itself runs in float64.
         rtol: Of statistics, relative to the largest of their kind.
@@ -34,7 +35,7 @@ class Entry(NamedTuple):
     batch: Any
     args: tuple = ()
     has_aux: bool = False
-    key_argnums: tuple[int, ...] = ()
+    losses: Callable[..., Any] | None = None
     mask: Any = None
     float64: bool = False
     rtol: float = 1e-5

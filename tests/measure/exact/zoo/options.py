@@ -142,30 +142,39 @@ def dropout(key, x, rate=0.4):
     return jnp.where(keep, x / (1 - rate), 0)
 
 
+def with_draws(losses, params, batch, args, **options: Any) -> Entry:
+    """An entry whose rows share the draws of one key."""
+    loss_fn = lambda *inputs: jnp.mean(losses(*inputs))
+    return Entry(loss_fn, params, batch, args=args, losses=losses, **options)
+
+
+def row_cross_entropy(logits, labels):
+    """[ROWS], the mean over the other axes."""
+    scores = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    return -jnp.mean(scores.reshape(len(scores), -1), axis=1)
+
+
 @entry
 def dropout_of_every_example(draw: Draw) -> Entry:
     """Two masks from one key."""
-    params, batch = small(draw)
 
-    def loss_fn(params, batch, key):
+    def losses(params, batch, key):
         first, second = jax.random.split(key)
         h = jnp.tanh(dropout(first, batch["x"]) @ params["in"] + params["b"])
-        return cross_entropy(dropout(second, h) @ params["out"], batch["y"])
+        return row_cross_entropy(dropout(second, h) @ params["out"], batch["y"])
 
-    return Entry(loss_fn, params, batch, args=(jax.random.key(1),), key_argnums=(2,))
+    return with_draws(losses, *small(draw), (jax.random.key(1),))
 
 
 @entry
 def dropped_weights(draw: Draw) -> Entry:
-    """DropConnect: every example has a mask on the weight itself."""
-    params, batch = small(draw)
+    """DropConnect: one mask on the weight itself, for all examples."""
 
-    def loss_fn(params, batch, scale, keys):
+    def losses(params, batch, scale, keys):
         dropped = params | {"in": dropout(keys["w"], params["in"]) * scale}
-        return small_loss(dropped, batch)
+        return row_cross_entropy(small_logits(dropped, batch["x"]), batch["y"])
 
-    args = (np.float32(0.7), {"w": jax.random.PRNGKey(3)})
-    return Entry(loss_fn, params, batch, args=args, key_argnums=(3,))
+    return with_draws(losses, *small(draw), (np.float32(0.7), {"w": jax.random.PRNGKey(3)}))
 
 
 class LinenDropout(nn.Module):
@@ -183,16 +192,15 @@ def linen_dropout(draw: Draw) -> Entry:
     params = draw.like(jax.eval_shape(module.init, rngs, draw(ROWS, 4)))
     params = jax.tree.map(lambda p: p.astype(np.float64), params)
 
-    def loss_fn(params, batch, key):
+    def losses(params, batch, key):
         logits: Any = module.apply(params, batch["x"], rngs={"dropout": key})
-        return cross_entropy(logits, batch["y"])
+        return row_cross_entropy(logits, batch["y"])
 
-    return Entry(
-        loss_fn,
+    return with_draws(
+        losses,
         params,
         {"x": draw(ROWS, 4).astype(np.float64), "y": draw.ids(3, ROWS)},
-        args=(jax.random.key(2),),
-        key_argnums=(2,),
+        (jax.random.key(2),),
         float64=True,
         rtol=1e-13,
         grad_rtol=1e-14,

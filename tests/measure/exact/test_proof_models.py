@@ -1,4 +1,4 @@
-"""Flax models: BatchNorm in training mode is refused, all else passes and was followed."""
+"""Flax models: BatchNorm in training mode is refused, all else is proved to be a mean."""
 
 from typing import Any
 
@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
-
-from adaoptax.measure.exact.mixing import check_separable, dependence, two_traces
-from adaoptax.measure.loss import describe_loss
+from proving import check, check_separable
 
 pytestmark = [pytest.mark.sampled, pytest.mark.topic("mixing losses")]
 
@@ -147,10 +145,8 @@ def nnx_split(norm, training=True):
     return loss_fn, params, {"x": IMAGES, "y": jnp.zeros(ROWS, jnp.int32)}, (rest,)
 
 
-def check(loss_fn, params, batch, args):
-    check_separable(describe_loss(loss_fn), params, batch, args)
-
-
+# A model that keeps its random state draws the same for every part of a batch.
+KEPT_KEYS = ["nnx with GroupNorm"]
 SEPARATE = {
     "MLP": lambda: linen(MLP(), VECTORS),
     "CNN with GroupNorm": lambda: linen(CNN(nn.GroupNorm(2)), IMAGES),
@@ -169,14 +165,14 @@ SEPARATE = {
 
 
 @pytest.mark.parametrize("name", SEPARATE)
-def test_models_without_batchnorm_pass(name):
+def test_models_without_batchnorm_are_means(name):
     loss_fn, params, batch, args = SEPARATE[name]()
-    check(loss_fn, params, batch, args)
-    traces = two_traces(describe_loss(loss_fn), params, batch, args)
-    assert traces is not None
-    value = dependence(*traces, len(jax.tree.leaves(params)))
-    assert (value.unknown, value.mixed, value.soft) == (False, None, None)
-    assert value.scale == frozenset([0.5])
+    check_separable(loss_fn, params, batch, args)
+    if name in KEPT_KEYS:
+        with pytest.raises(ValueError, match=r"Dropout.* numbers drawn from a random key"):
+            check(loss_fn, params, batch, args)
+    else:
+        check(loss_fn, params, batch, args, key_argnums=2 if len(args) and args[0] is KEY else ())
 
 
 @pytest.mark.parametrize(
@@ -195,15 +191,18 @@ def test_models_without_batchnorm_pass(name):
     ],
 )
 def test_batchnorm_in_training_mode_is_named(problem, where):
-    with pytest.raises(ValueError, match=rf"reduce_sum\(float32\[4,8,8,4\]\){where}.*BatchNorm"):
-        check(*problem())
+    for prove in (check_separable, check):
+        with pytest.raises(ValueError, match=rf"sub\(float32\[4,8,8,4\], .*{where}.*BatchNorm"):
+            prove(*problem())
 
 
 def test_a_module_among_the_arguments_is_not_changed():
     """Its dropout counts the keys it has drawn, in a trace that ends."""
     loss_fn, params, batch, (rest,) = SEPARATE["nnx with GroupNorm"]()
     before = jax.tree.leaves(rest)
-    check(loss_fn, params, batch, (rest,))
+    check_separable(loss_fn, params, batch, (rest,))
+    with pytest.raises(ValueError, match="drawn from a random key"):
+        check(loss_fn, params, batch, (rest,))
     assert all(a is b for a, b in zip(before, jax.tree.leaves(rest), strict=True))
 
 

@@ -1,0 +1,151 @@
+"""What has to be proved of a loss before it is measured, and what is said where it is not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.known import Total
+from adaoptax.measure.exact.plan import Plan
+from adaoptax.measure.exact.planning import make_plan
+from adaoptax.measure.exact.powers import DRAWN
+from adaoptax.measure.exact.sizes import (
+    Differs,
+    length_message,
+    shapes_of_length,
+    sizes_of,
+    trace_twice_as_long,
+)
+from adaoptax.measure.exact.walk import Padding
+from adaoptax.measure.loss import Loss
+from adaoptax.measure.programs.evaluate import for_first_output, trace
+from adaoptax.measure.rows import count_rows
+
+MIXES = """\
+Expected loss_fn to be a sum of one loss per example over a number that depends on data alone, got \
+a loss in which examples meet through the parameters: {what}. This is what BatchNorm in training \
+mode, a contrastive loss or a ranking of losses does, and no example has a gradient of its own \
+then. If every group may be a batch of its own, measure with \
+adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.groups(8), loss_kind="ghost"); if you know \
+that statistics of single examples mean something nevertheless, pass loss_kind="assumed"."""
+
+UNTOLD = """\
+Expected it to be told which example every gradient is of, got {what}. Keep the examples on one \
+axis from the batch to the loss, or measure with adaoptax.measure.groups(n); if an equal part for \
+every example will do there, pass loss_kind="assumed"."""
+
+
+def check_plan(loss: Loss, plan: Plan) -> None:
+    """Raises ValueError unless the loss is separable, and it is known whose every gradient is."""
+    if loss.kind == "assumed":
+        return
+    if plan.mixed:
+        raise ValueError(MIXES.format(what=plan.mixed))
+    if plan.untold:
+        raise ValueError(UNTOLD.format(what=plan.untold))
+
+
+UNMASKED = """\
+Expected a loss in which rows of padding can be left out, got mask= with a loss of which that \
+cannot be proved: {what}. Take a batch without padding, or leave the padding out of the loss."""
+
+
+def padding_of(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, traced: Any, plan: Plan, mask: Any
+) -> Padding:
+    """What leaves the padding out of the traced loss.
+
+    Raises:
+        ValueError: If that cannot be proved.
+    """
+    if plan.unmasked:
+        raise ValueError(UNMASKED.format(what=plan.unmasked))
+    num_rows = count_rows(batch)
+    try:
+        sizes = sizes_of(traced, trace_twice_as_long(loss, params, batch, args))
+    except Differs as error:
+        raise ValueError(UNMASKED.format(what=error)) from error
+    real = jnp.sum(mask)
+    share = jnp.where(real > 0, real, 1) / num_rows
+    return Padding(mask, share, sizes.powers)
+
+
+NO_MEAN = """\
+Expected loss_fn to be the mean over the rows of its batch, as {method} takes means of the losses \
+of parts of it, got {what}. {cure}"""
+SUM = """a loss that is {factor:.3g} times as large for the same rows twice, where a mean is the \
+same: a sum over the rows, or a division by a constant"""
+TAKE_A_MEAN = "Take jnp.mean, or divide by the length of the batch itself."
+SEE_THE_BATCH = """Measure with adaoptax.measure.exact(), which sees the whole batch, or put it \
+into the batch as data of each row."""
+IN_PLACES = """a loss in which a row meets a constant by its place in the batch, in {what}"""
+UNDECLARED = """\
+Expected all random keys of loss_fn in key_argnums, got key_argnums={declared} and {what}: of a \
+batch in parts, as {method} takes it, every part would draw the same. Make that key an argument of \
+loss_fn, and pass its position in key_argnums; or measure with adaoptax.measure.exact(), which \
+calls loss_fn on the whole batch."""
+
+
+def check_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str) -> None:
+    """Raises ValueError unless the loss of a batch is proved to be the mean of those of its parts.
+
+    For methods that call the loss on parts of the batch. The loss is traced twice and never run.
+    """
+    if loss.kind != "separable":
+        return
+    plan = plan_of_mean(loss, params, batch, args, method)
+    check_plan(loss, plan)
+    refuse = lambda what, cure: ValueError(NO_MEAN.format(method=method, what=what, cure=cure))
+    if plan.whole_batch:
+        raise refuse(f"one in which {plan.whole_batch}", SEE_THE_BATCH)
+    if plan.places.endswith(DRAWN):
+        raise ValueError(
+            UNDECLARED.format(declared=loss.key_argnums, what=plan.places, method=method)
+        )
+    if plan.places:
+        raise refuse(IN_PLACES.format(what=plan.places), SEE_THE_BATCH)
+    if isinstance(plan.loss, Total) and plan.loss.power != -1:
+        if plan.loss.power is None:
+            raise refuse(
+                "a loss that depends on the length of the batch in another way", TAKE_A_MEAN
+            )
+        raise refuse(SUM.format(factor=2.0 ** (plan.loss.power + 1)), TAKE_A_MEAN)
+
+
+def is_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> bool:
+    """Whether `check_mean` passes."""
+    try:
+        check_mean(loss, params, batch, args, "")
+    except ValueError:
+        return False
+    return True
+
+
+def plan_of_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str) -> Plan:
+    """The plan of a loss with its sizes, from two traces."""
+    num_rows = max(count_rows(batch), 2)
+    keys = {i: args[i] for i, declared in enumerate(loss.is_key(args)) if declared}
+
+    def fn(params: ArrayTree, batch: ArrayTree, keys: dict[int, Any]) -> Any:
+        rest = jax.tree.map(lambda x: x, args)
+        return loss(params, batch, tuple(keys.get(i, arg) for i, arg in enumerate(rest)))
+
+    def traced(length: int) -> Any:
+        try:
+            program = trace(fn, params, shapes_of_length(batch, length), keys)[0]
+            return for_first_output(program)
+        except (TypeError, ValueError, IndexError, AssertionError) as error:
+            trace(fn, params, batch, keys)  # if this is no better, it is not the number of rows
+            raise ValueError(length_message(error, length, count_rows(batch))) from error
+
+    small, large = traced(num_rows), traced(2 * num_rows)
+    try:
+        sizes = sizes_of(small, large)
+    except Differs as error:
+        raise ValueError(
+            NO_MEAN.format(method=method, what=f"one of which {error}", cure=SEE_THE_BATCH)
+        ) from error
+    return make_plan(
+        small, len(jax.tree.leaves(params)), num_rows, len(jax.tree.leaves(keys)), sizes
+    )

@@ -1,0 +1,223 @@
+"""How a loss depends on the length of its batch, seen by tracing it a second time, twice as long.
+
+The two programs have the same equations. A number that is written in them and differs counts rows:
+the 32 in ``sum(losses) / 32`` is a 64 in the other. A mean divides by one such number.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.expressions import Place
+from adaoptax.measure.loss import Loss
+from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs.describe import describe, describe_place, same_kind
+from adaoptax.measure.programs.evaluate import is_literal, trace
+from adaoptax.measure.rows import count_rows
+from adaoptax.measure.varying import varying_axes
+
+LENGTH = """\
+Expected loss_fn to take a batch of any length, got {error} with {rows} of its {num_rows} rows: a \
+method calls it with parts of the batch, or has to know how it depends on its length. This usually \
+means squeeze(), which also removes the axis of a single row (name the axis, as in \
+squeeze(axis=-1)), sizes written out in reshape (take x.shape[0] for the rows), or an array with \
+one entry for each row that loss_fn closes over (put it in the batch)."""
+
+
+def length_message(error: Exception, rows: int, num_rows: int) -> str:
+    """What is said of a loss that fails with another number of rows."""
+    first = f"{type(error).__name__} ({(str(error).splitlines() or [''])[0]})"
+    return LENGTH.format(error=first, rows=rows, num_rows=num_rows)
+
+
+def shapes_of_length(batch: ArrayTree, num_rows: int) -> ArrayTree:
+    """Shapes of a batch like `batch` of another length, which no mesh has to divide."""
+    if any(map(varying_axes, jax.tree.leaves(batch))):  # inside of jax.shard_map
+        times = -(-num_rows // count_rows(batch))
+        # Values, which nothing reads: shapes do not say on which devices they differ.
+        return jax.tree.map(lambda x: jnp.concatenate([x] * times)[:num_rows], batch)
+    another = lambda x: x.update(shape=(num_rows, *x.shape[1:]), sharding=None)
+    return jax.tree.map(another, jax.eval_shape(lambda tree: tree, batch))
+
+
+class Differs(ValueError):
+    """The programs of a batch and of one twice as long differ in more than sizes, as it says."""
+
+
+def trace_twice_as_long(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Any:
+    """The closed jaxpr of the loss of a batch of twice as many rows.
+
+    Raises:
+        ValueError: If the loss objects to that.
+    """
+    num_rows = count_rows(batch)
+    fn = lambda params, batch: loss(params, batch, jax.tree.map(lambda x: x, args))
+    try:
+        return trace(fn, params, shapes_of_length(batch, 2 * num_rows))[0]
+    except (TypeError, ValueError, IndexError, AssertionError) as error:
+        raise ValueError(length_message(error, 2 * num_rows, num_rows)) from error
+
+
+class Sizes(NamedTuple):
+    """What of a program grows with the batch.
+
+    Attributes:
+        powers: For each place the operands that are numbers which count rows, with the power of B.
+        growing: For each place and operand the axes that are longer for more rows.
+        counts: As `powers`, of integers; None for what is no power.
+        turns: Places of loops that turn more often for more rows.
+    """
+
+    powers: Mapping[Place, Mapping[int, int]]
+    growing: Mapping[Place, Mapping[int, tuple[int, ...]]]
+    counts: Mapping[Place, Mapping[int, int | None]]
+    turns: frozenset[Place]
+
+    def within(self, place: Place) -> bool:
+        """Whether anything at a place, or in the bodies there, depends on the number of rows."""
+        every = (*self.powers, *self.growing, *self.counts, *self.turns)
+        return any(other[: len(place)] == place for other in every)
+
+
+def sizes_of(small: Any, large: Any) -> Sizes:
+    """What differs between the programs of a batch and of one twice as long.
+
+    Raises:
+        Differs: If the programs are not the same but for sizes.
+    """
+    every = list(_differences(small, large, ()))
+    return Sizes(
+        {found.place: found.powers for found in every if found.powers},
+        {found.place: found.growing for found in every if found.growing},
+        {found.place: found.counts for found in every if found.counts},
+        frozenset(found.place for found in every if found.turns),
+    )
+
+
+class _Found(NamedTuple):
+    """What differs at one equation, see `Sizes`."""
+
+    place: Place
+    powers: dict[int, int]
+    growing: dict[int, tuple[int, ...]]
+    counts: dict[int, int | None]
+    turns: bool
+
+
+def _differences(small: Any, large: Any, place: Place) -> Iterator[_Found]:
+    if len(small.jaxpr.eqns) != len(large.jaxpr.eqns):
+        raise Differs(
+            "it has more equations for more examples, as if it looped over them in Python"
+        )
+    for a, b in zip(small.consts, large.consts, strict=True):
+        if a is not b and not _begins_with(b, a):
+            raise Differs("it computes with a constant that depends on the number of examples")
+    for i, (eqn, other) in enumerate(zip(small.jaxpr.eqns, large.jaxpr.eqns, strict=True)):
+        here = (*place, i)
+        if not same_kind(eqn, other):
+            raise Differs(f"{describe_place(eqn)} is another operation for more examples")
+        yield _found(eqn, other, here)
+        yield from _inside(eqn, other, here)
+    for a, b in zip(small.jaxpr.outvars, large.jaxpr.outvars, strict=True):
+        if is_literal(a) != is_literal(b) or (is_literal(a) and not _same(a.val, b.val)):
+            raise Differs("it returns a number that depends on the number of examples")
+
+
+def _inside(eqn: Any, other: Any, here: Place) -> Iterator[_Found]:
+    match describe(eqn), describe(other):
+        case read.Branch() as one, read.Branch() as two:
+            for j, programs in enumerate(zip(one.programs, two.programs, strict=True)):
+                yield from _differences(*programs, (*here, j))
+        case read.Call(custom=False) as one, read.Call() as two:
+            yield from _differences(one.program, two.program, here)
+        case read.Loop() as one, read.Loop() as two:
+            yield from _differences(one.program, two.program, here)
+        case (read.Call() | read.While()) as one, (read.Call() | read.While()) as two:
+            found = list(_differences(one.program, two.program, here))
+            if isinstance(one, read.While) and isinstance(two, read.While):
+                found += _differences(one.condition, two.condition, condition_at(here))
+            if any(inside.powers for inside in found):
+                raise Differs(f"{describe_place(eqn)} computes with the number of examples")
+            yield from found
+
+
+def condition_at(place: Place) -> Place:
+    """The place of the condition of a `while` at `place`."""
+    return (*place, "condition")
+
+
+def _found(eqn: Any, other: Any, here: Place) -> _Found:
+    one, two = describe(eqn), describe(other)
+    loops = isinstance(one, read.Loop) and isinstance(two, read.Loop)
+    turns = loops and one.options["length"] != two.options["length"]  # type: ignore[union-attr]
+    growing = _growing(eqn, other)
+    if isinstance(one, read.Slice):
+        fixed = [a for a in range(len(one.strides)) if a not in growing.get(0, ())]
+        cut = lambda does: [[ends[a] for a in fixed] for ends in (*does.starts, *does.limits)]
+        if cut(one) != cut(two):
+            raise Differs(f"{describe_place(eqn)} cuts at a place that depends on their number")
+    return _Found(here, _powers(eqn, other), growing, _counts(eqn, other), turns)
+
+
+def _counts(eqn: Any, other: Any) -> dict[int, int | None]:
+    found: dict[int, int | None] = {}
+    for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
+        differ = is_literal(a) and is_literal(b) and not _same(a.val, b.val)
+        if differ and np.issubdtype(np.asarray(a.val).dtype, np.integer):
+            found[i] = 1 if b.val == 2 * a.val else None
+    return found
+
+
+def _powers(eqn: Any, other: Any) -> dict[int, int]:
+    found = {}
+    for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
+        if is_literal(a) and is_literal(b) and not _same(a.val, b.val):
+            if np.issubdtype(np.asarray(a.val).dtype, np.integer):
+                continue  # in `_counts`: often the size of an axis, to which an index is compared
+            ratio = b.val / a.val if a.val else 0
+            positive = np.imag(ratio) == 0 and np.real(ratio) > 0
+            power = np.log2(float(np.real(ratio))) if positive else 0.5
+            if abs(power - round(power)) > 1e-6:
+                raise Differs(
+                    f"{describe_place(eqn)} computes with {a.val}, which is {b.val} for twice as"
+                    " many examples"
+                )
+            found[i] = round(power)
+    return found
+
+
+def _growing(eqn: Any, other: Any) -> dict[int, tuple[int, ...]]:
+    shape = lambda v: getattr(v.aval, "shape", ())
+    found = {}
+    for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
+        axes = tuple(
+            axis
+            for axis, (one, two) in enumerate(zip(shape(a), shape(b), strict=True))
+            if one != two
+        )
+        if any(shape(b)[axis] != 2 * shape(a)[axis] for axis in axes):
+            raise Differs(f"{describe_place(eqn)} has an axis that is not twice as long for them")
+        if axes:
+            found[i] = axes
+    return found
+
+
+def _begins_with(large: Any, small: Any) -> bool:
+    """Whether a constant is the beginning of another, along every axis."""
+    if isinstance(small, jax.core.Tracer) or isinstance(large, jax.core.Tracer):
+        return np.shape(small) != np.shape(large) or _same(small, large)
+    return _same(large[tuple(slice(size) for size in np.shape(small))], small)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return a is b
+    if jax.dtypes.issubdtype(getattr(a, "dtype", None), jax.dtypes.extended):
+        return True
+    return bool(
+        np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc")
+    )
