@@ -81,8 +81,8 @@ def accumulate(
 
     Returns:
         `AccumulatedStep`: ``step(state, batch, *args)`` → ``(state, output)``, where `batch` is the
-        host `Batch` of the loader. Its ``compile`` prepares all programs, its ``fit`` tells the
-        largest batch that memory allows.
+        host `Batch` of the loader. Its ``compile`` prepares all programs and checks that the loss
+        is a mean over rows, its ``fit`` tells the largest batch that memory allows.
 
     Raises:
         TypeError: If `method` or `sharding` is of another kind.
@@ -138,7 +138,7 @@ def accumulate(
         return StepPrograms(steps, loss, update, find, preconditioner_of, places, everywhere)
 
     kind = HostDrivenStep if how == "host" else WholeStep
-    return kind(make_programs, micro_batches, largest, find, everywhere, donate)
+    return kind(make_programs, loss, micro_batches, largest, find, everywhere, donate)
 
 
 def _first(state: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from adaoptax._tree import ArrayTree
 from adaoptax.loop.compile_ahead import (
@@ -22,8 +23,16 @@ from adaoptax.loop.rows import Batch
 from adaoptax.loop.sizes import capacities
 from adaoptax.loop.step_programs import StepPrograms
 from adaoptax.loop.train_state import committed_args, committed_state
+from adaoptax.measure.check_loss import compare
+from adaoptax.measure.groups import groups
+from adaoptax.measure.loss import Loss
 
 MakePrograms = Callable[[Any], StepPrograms]
+
+HALVES = """ This was told from {rows} rows of example, whole and in halves: micro-batches of \
+such a loss do not add up to their batch. If each may be a batch of its own, pass \
+loss_kind="ghost" to accumulate; loss_kind="assumed", or check_loss=False here, leaves the check \
+out."""
 
 
 class AccumulatedStep(abc.ABC):
@@ -32,6 +41,7 @@ class AccumulatedStep(abc.ABC):
     def __init__(
         self,
         make_programs: MakePrograms,
+        loss: Loss,
         micro_batches: MicroBatches,
         max_batch_size: int | None,
         params_of: Callable[[Any], Any],
@@ -39,6 +49,7 @@ class AccumulatedStep(abc.ABC):
         donate: bool,
     ) -> None:
         self._make_programs = make_programs
+        self._loss = loss
         self._micro_batches = micro_batches
         self._max = max_batch_size
         self._params_of = params_of
@@ -86,9 +97,18 @@ class AccumulatedStep(abc.ABC):
         return self._place(batch)
 
     def compile(
-        self, state: ArrayTree, example: ArrayTree, *args: Any, progress: Progress = True
+        self,
+        state: ArrayTree,
+        example: ArrayTree,
+        *args: Any,
+        progress: Progress = True,
+        check_loss: bool = True,
     ) -> None:
-        """Compiles all programs now, so that no later step does.
+        """Compiles all programs now, so that no later step does, and checks the loss.
+
+        The mean of the losses of two halves of a micro-batch has to be the loss of the whole, or
+        micro-batches do not add up to their batch, see `measure.check_loss`. One example, twice,
+        can only tell a sum; a `Batch` of some rows tells a mean over tokens, too.
 
         Args:
             state: As for the step; it is not given away.
@@ -96,8 +116,17 @@ class AccumulatedStep(abc.ABC):
             *args: As for the step; shapes and dtypes count.
             progress: Whether to print one line for each program to standard error, or a function
                 that takes the line.
+            check_loss: Whether to check the loss, which compiles and runs a program of one
+                micro-batch. Without effect for a `loss_kind` that is not ``"separable"``, and where
+                numbers are not at hand: of shapes, and of several processes.
+
+        Raises:
+            ValueError: If the loss of a micro-batch is not the mean of those of its halves.
         """
         state, args = self._ready(state, args)
+        if check_loss:
+            params, size = self._params_of(state), self._micro_batches.size
+            check_halves(self._loss, params, example, args, size)
         self._compile(state, example, args, progress)
 
     def fit(
@@ -280,6 +309,25 @@ class HostDrivenStep(AccumulatedStep):
         size = max(*adds, required_bytes(self._compiled["finish"]))
         check_fits(size, limit, self._micro_batches.size)
         return self._max
+
+
+def check_halves(loss: Loss, params: ArrayTree, example: Any, args: tuple, size: int) -> None:
+    """Raises ValueError where the loss of a micro-batch is not the mean of those of its halves."""
+    at_hand = lambda x: (
+        not isinstance(x, jax.ShapeDtypeStruct)
+        and (not isinstance(x, jax.Array) or x.is_fully_addressable)
+    )
+    if loss.kind != "separable" or not all(map(at_hand, jax.tree.leaves((params, example, args)))):
+        return
+    data, num_rows = jax.tree.map(lambda x: np.asarray(x)[None], example), 1
+    if isinstance(example, Batch):
+        axes = np.ndim(example.mask)
+        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), example.data)
+        num_rows = int(np.count_nonzero(example.mask))
+    rows = min(size + size % 2, num_rows) // 2 * 2
+    taken = np.arange(rows) if rows else np.zeros(2, int)
+    inputs = tuple(loss.join(jax.tree.map(lambda x: x[taken], data), args))
+    compare(loss, groups(2), params, inputs, what_to_do=HALVES.format(rows=len(taken)))
 
 
 def check_fits(size: int, limit: int, micro_batch_size: int) -> None:

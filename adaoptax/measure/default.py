@@ -6,12 +6,14 @@
 | on a mesh of several devices            | `groups(n)` | a group a device is free |
 | of a loss of kind ``"ghost"``           | `groups(n)` | it has no examples       |
 | of a loss for which `exact` is cheap    | `exact()`   | B − 1 degrees of freedom |
+| of a loss that is no mean of its parts  | `exact()`   | groups would change it   |
 | otherwise                               | `groups(n)` | memory of one group      |
 
 with the largest n ≤ 8 that divides the batch. `exact` is cheap if its work is at most a tenth of
-the gradient's, and its memory at most that of the parameters or 64 MiB. A loss of kind
-``"separable"`` that is seen not to be is refused, whichever method would be taken: the mean of
-what its groups return is another function.
+the gradient's, and its memory at most that of the parameters or 64 MiB. Either method refuses a
+loss of which it is not proved that it may be measured so. So is a
+batch of which every device holds its own part: what it would measure is that of one device, and
+only the user knows over which axis to pool.
 """
 
 import math
@@ -22,15 +24,21 @@ import jax
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.explain import explain_loss
 from adaoptax.measure.exact.method import exact
-from adaoptax.measure.exact.mixing import check_separable
+from adaoptax.measure.exact.proof import is_mean
 from adaoptax.measure.groups import groups
 from adaoptax.measure.loss import Loss, Method
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.shards import shards_of
-from adaoptax.measure.varying import varying_axes
+from adaoptax.measure.varying import axes_apart
 
 _WORK = 1.1
 _BYTES = 64 * 2**20
+
+APART = """\
+Expected a method inside jax.pmap or jax.shard_map over the axes {axes}, got method=None: every \
+device would measure its own rows, and devices would drift apart. Pass \
+method=adaoptax.measure.devices({axis!r}, adaoptax.measure.exact()), which pools gradient and \
+statistics, or call value_grad_and_stats outside, under plain jax.jit."""
 
 
 def default_method(
@@ -39,17 +47,22 @@ def default_method(
     """Chooses by shapes alone, so that the choice is made once for each compilation."""
     num_rows = count_rows(batch)
     divisors = [n for n in range(2, 9) if num_rows % n == 0]
-    manual = any(varying_axes(leaf) for leaf in jax.tree.leaves(batch))
-    if num_rows > 1 and not manual and loss.kind == "separable":
-        check_separable(loss, params, batch, args)
-    one_device = not manual and shards_of(batch, params, math.gcd(num_rows, 2**20)) == 1
+    if apart := axes_apart((params, batch)):
+        axes = tuple(sorted(apart))
+        raise ValueError(APART.format(axes=axes, axis=axes[0] if len(axes) == 1 else axes))
+    one_device = shards_of(batch, params, math.gcd(num_rows, 2**20)) == 1
     has_examples = num_rows > 1 and loss.kind != "ghost"
-    if mask is None and one_device and has_examples and _exact_is_cheap(loss, params, batch, args):
+    described = (loss, params, batch, args)
+    may_be_exact = mask is None and one_device and has_examples
+    if may_be_exact and (_exact_is_cheap(*described) or not is_mean(*described)):
         return exact()
     if not divisors:
+        cure = "pass method=adaoptax.measure.per_example(), or pad the batch and mask it"
+        if loss.kind == "ghost":
+            cure = "pass method=adaoptax.measure.groups(n) and a batch that n divides"
         raise ValueError(
             f"Expected a batch that divides in 2 to 8 groups for method=None, got {num_rows}"
-            " examples: pass method=adaoptax.measure.per_example(), or pad the batch and mask it."
+            f" examples: {cure}."
         )
     return groups(divisors[-1])
 

@@ -11,10 +11,12 @@ from adaoptax import _tree, _validate
 from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.gradient_only import GradientOnly
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import check_statistics
+from adaoptax.measure.part_of_batch import check_devices_apart
 from adaoptax.measure.pooling import AddUp, Local, pool
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import (
@@ -157,7 +159,10 @@ class Devices:
             _check_replicated(params, self.axis_name)
             args = keys_of_device(loss, args, self.axis_name)
             inner = (self.inner or _OneGroup(("norm",)))(loss)
-            (value, aux), grads, stats = inner(vary(params, self.axis_name), batch, args, mask)
+            local = vary(params, self.axis_name)
+            check_devices_apart(loss, local, batch, args, self.axis_name)
+            check_mean(loss, local, batch, args, f"adaoptax.measure.devices({self.axis_name!r})")
+            (value, aux), grads, stats = inner(local, batch, args, mask)
             coordinate = "coordinate" in self.statistics
             if coordinate and self.inner is not None and stats.coordinate_variance is None:
                 raise ValueError(
@@ -231,8 +236,9 @@ def devices(
 
     Returns:
         A method for `value_grad_and_stats`. It raises NameError if `axis_name` is not bound, and
-        ValueError if parameters already differ between devices. With one device and one group
-        `variance` is NaN: every test then keeps its requirement, and counts it as undefined.
+        ValueError if parameters already differ between devices, or if devices meet in the loss
+        (BatchNorm with ``axis_name``, a `pmean`). With one device and one group `variance` is
+        NaN: every test then keeps its requirement, and counts it as undefined.
 
     Raises:
         ValueError: If a name in `statistics` is unknown.

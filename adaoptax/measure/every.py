@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaoptax import _validate
-from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.gradient_only import GradientOnly
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
+from adaoptax.measure.programs.convolutions import channels_last
 from adaoptax.measure.varying import vary_like
 from adaoptax.stats import GradientStats
 

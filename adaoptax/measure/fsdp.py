@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.aux import grows_with_batch, join_aux, split_aux
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.loss import Loss, Measured, Method
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import (
@@ -172,6 +173,7 @@ class _Fsdp:
             shards = _to_shards(params, self.specs, axes)
             differentiate = jax.value_and_grad(lambda p: loss(p, batch, args), has_aux=True)
             (value, aux), gradient = differentiate(shards)
+            check_mean(loss, shards, batch, args, f"adaoptax.measure.fsdp({self.axis_name!r})")
             found = jax.tree.leaves(gradient, is_leaf=_is_shard)
             mean = [shard.value / devices for shard in found]
             grads = jax.tree.unflatten(jax.tree.structure(params), mean)

@@ -8,10 +8,17 @@ import jax.numpy as jnp
 
 from adaoptax import _tree
 from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.grouped import weighted_loss
 from adaoptax.measure.loss import Loss, Measured
+from adaoptax.measure.part_of_batch import check_one_row
 from adaoptax.measure.rows import count_rows, replace_padding
 from adaoptax.stats import GradientStats
+
+GHOST = """\
+Expected mask=None between the measured steps of adaoptax.measure.every with loss_kind="ghost", \
+got a mask: the plain gradient of a padded batch weighs single rows, and such a loss has none. \
+Pass between=adaoptax.measure.groups(n) to every, whose groups are batches of their own."""
 
 
 class GradientOnly:
@@ -26,6 +33,8 @@ class GradientOnly:
                 out, grads = jax.value_and_grad(whole, has_aux=True)(params)
                 num_examples: Any = count_rows(batch)
             else:
+                if loss.kind == "ghost":
+                    raise ValueError(GHOST)
                 out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
                 num_examples = jnp.sum(weight)
             return out, grads, without_noise(grads, num_examples, 0, loss.metric)
@@ -37,6 +46,8 @@ def gradient_of_rows(
     loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
 ) -> tuple[tuple[jax.Array, Any], ArrayTree, jax.Array]:
     """``((loss, aux), grads, weight [B])`` of a mean over real rows, each a batch of one."""
+    check_mean(loss, params, batch, args, "single rows")
+    check_one_row(loss, params, batch, args)
     num_rows = count_rows(batch)
     weight = jnp.ones(num_rows, _tree.scalar_dtype(params))
     if mask is not None:

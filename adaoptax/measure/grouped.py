@@ -8,6 +8,7 @@ group a chunk. Chunks of padding alone at the end of a masked batch are never co
 of the loop is a traced number, so one compiled step serves every real size up to its capacity.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,11 @@ from adaoptax import _tree
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import combine_aux, weighted_mean
-from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.loss import Loss, Measured
+from adaoptax.measure.part_of_batch import check_one_row, check_part
+from adaoptax.measure.programs.convolutions import channels_last
 from adaoptax.measure.rows import (
+    check_whole_groups,
     count_rows,
     cut,
     pad_groups,
@@ -55,6 +58,8 @@ def measure_groups(
     if mask is None:
         row_weight = jnp.ones(num_rows, dtype)
     else:
+        if loss.kind == "ghost":
+            check_whole_groups(mask, num_groups)
         row_weight = mask.astype(dtype)
         batch = replace_padding(batch, mask)
 
@@ -87,7 +92,13 @@ def measure_groups(
         return jax.tree.map(lambda x: jnp.asarray(x)[None], grad(params, *group))
 
     coordinate, metric = "coordinate" in statistics, loss.metric
-    grad_shapes = jax.eval_shape(differentiate, 0)[1]
+    if loss.kind != "ghost" and (rows == 1 or mask is not None):
+        check_one_row(loss, params, batch, one_key)
+    try:
+        grad_shapes = jax.eval_shape(differentiate, 0)[1]
+    except (TypeError, ValueError, IndexError):
+        check_part(loss, params, batch, one_key, rows)
+        raise
     products, squares = None, None
     needs_products = "inner" in statistics or "leave-one-out" in statistics
 
@@ -142,6 +153,7 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
     """``f(params, rows, weight, args)`` → ``((loss, aux), grads)`` of one group.
 
     Padding is replaced only in the branch of a group that holds some: elsewhere it costs nothing.
+    For a loss of kind ``"ghost"``, which has no rows, all is NaN there.
     """
 
     def whole(params: ArrayTree, rows: ArrayTree, weight: jax.Array, args: tuple) -> Any:
@@ -161,14 +173,20 @@ def group_gradient(loss: Loss, may_hold_padding: bool) -> Callable[..., Any]:
         branch = lambda fn: lambda: gradient(fn)(params, rows, weight, args)
         values, grads = jax.eval_shape(branch(whole))
 
-        def nothing() -> Any:
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), values)
-            return vary_like((zeros, jax.tree.map(jnp.zeros_like, params)), (values, grads))
+        def constant(number: float) -> Any:
+            full = lambda s: jnp.full(s.shape, number if _is_float(s) else 0, s.dtype)
+            return vary_like(jax.tree.map(full, (values, grads)), (values, grads))
 
+        nothing, undefined = (functools.partial(constant, number) for number in (0, jnp.nan))
+        partly = undefined if loss.kind == "ghost" else branch(row_by_row)
         kind = jnp.where(jnp.min(weight) == jnp.max(weight), 2, 1) * (jnp.max(weight) > 0)
-        return jax.lax.switch(kind, [nothing, branch(row_by_row), branch(whole)])
+        return jax.lax.switch(kind, [nothing, partly, branch(whole)])
 
     return either
+
+
+def _is_float(x: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def weighted_loss(

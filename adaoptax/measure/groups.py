@@ -22,11 +22,12 @@ import jax
 
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.convolutions import count_convolutions
 from adaoptax.measure.devices import Devices
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.moments import check_statistics
+from adaoptax.measure.programs.convolutions import count_convolutions
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.shards import AXIS, add_up, measure_shards, shards_of
 
@@ -47,6 +48,7 @@ class _Groups:
                     f"Expected a batch that divides in n={self.n} equal groups, got {num_rows}"
                     " examples: choose another n, or pad the batch and mask the padding."
                 )
+            check_mean(loss, params, batch, args, f"adaoptax.measure.groups({self.n})")
             shards = self.shards or shards_of(batch, params, self.n)
             if shards > 1:
                 each = dataclasses.replace(self, n=self.n // shards, shards=1, stop_early=False)

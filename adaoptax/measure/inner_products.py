@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax.measure.devices import Devices, keys_of_device
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.gradient_only import gradient_of_rows, without_noise
 from adaoptax.measure.loss import Loss, Measured, Method, check_method
 from adaoptax.measure.moments import in_metric
@@ -25,6 +26,7 @@ class _InnerProducts:
 
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             check_two(count_rows(batch))
+            check_mean(loss, params, batch, args, "adaoptax.measure.inner_products")
             if self.variance is None:
                 out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
                 count = jnp.sum(weight)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from adaoptax import _validate
 from adaoptax._tree import ArrayTree
@@ -15,8 +16,26 @@ KINDS = ("separable", "assumed", "ghost")
 
 GHOST = """\
 Expected loss_kind="separable" or "assumed" with {method}, got "ghost": it measures the gradient \
-of every example, and a loss whose groups are batches of their own has none. Measure with \
-adaoptax.measure.groups(n)."""
+of every example, and a loss whose groups are batches of their own has none. Write \
+adaoptax.value_grad_and_stats(loss_fn, adaoptax.measure.groups(n), loss_kind="ghost")."""
+
+
+CAPTURED = """\
+Expected a loss that changes nothing outside of itself, got TraceContextError: {error} This \
+usually means that loss_fn closes over a Flax nnx module, nnx.Rngs or Variable and changes it, \
+such as the counter of a Dropout or the averages of a BatchNorm. Hand it over: a random key as an \
+argument in key_argnums, from which loss_fn makes nnx.Rngs; a model by nnx.split, merged anew in \
+loss_fn with nnx.merge(..., copy=True), its new averages returned as aux."""
+
+NOT_AN_ARRAY = """\
+Expected params of arrays, got {kind} at params{path}: this usually means a whole Equinox model, \
+whose functions and settings have no gradient. Take params, static = eqx.partition(model, \
+eqx.is_inexact_array), and build the model in loss_fn with eqx.combine(params, static)."""
+
+NOT_A_FLOAT = """\
+Expected params of floats, got dtype {dtype} at params{path}: counters, random keys and indices \
+have no gradient; pass them as an extra argument of the loss, or take apart what has one, with \
+nnx.split(model, nnx.Param, ...) or eqx.partition(model, eqx.is_inexact_array)."""
 
 
 class Loss(NamedTuple):
@@ -43,7 +62,12 @@ class Loss(NamedTuple):
 
     def __call__(self, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[jax.Array, Any]:
         """Returns ``(loss, aux)``, with ``aux=None`` if there is none."""
-        out = self.fn(params, *self.join(batch, args))
+        try:
+            out = self.fn(params, *self.join(batch, args))
+        except Exception as error:
+            if type(error).__name__ != "TraceContextError":  # of Flax, which is not imported here
+                raise
+            raise ValueError(CAPTURED.format(error=str(error).splitlines()[0])) from error
         return out if self.has_aux else (out, None)
 
     def join(self, batch: ArrayTree, args: tuple) -> list:
@@ -67,7 +91,8 @@ class Loss(NamedTuple):
 
         Raises:
             TypeError: If inputs are missing.
-            ValueError: If there is data with one entry for each row outside of the batch.
+            ValueError: If `params` hold what has no gradient, or there is data with one entry for
+                each row outside of the batch.
         """
         missing = [n for n in (*self._positions, *self.key_argnums) if n > len(inputs)]
         if missing:
@@ -75,6 +100,7 @@ class Loss(NamedTuple):
                 f"Expected inputs at positions {missing} of the loss (batch_argnums, key_argnums),"
                 f" got params and {len(inputs)} more: pass them in the order of loss_fn."
             )
+        _check_params(params)
         parts = tuple(inputs[argnum - 1] for argnum in self._positions)
         batch = parts[0] if isinstance(self.batch_argnums, int) else parts
         args = tuple(x for i, x in enumerate(inputs, 1) if i not in self._positions)
@@ -125,6 +151,19 @@ class Loss(NamedTuple):
         """The position in `fn` of each of `args`."""
         total = len(args) + len(self._positions)
         return [argnum for argnum in range(1, total + 1) if argnum not in self._positions]
+
+
+def _check_params(params: ArrayTree) -> None:
+    """Raises ValueError for leaves that cannot be differentiated."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = jax.tree_util.keystr(path)
+        try:
+            dtype = jax.dtypes.result_type(leaf)
+        except (TypeError, ValueError):
+            kind = f"{leaf!r}" if isinstance(leaf, str) else type(leaf).__name__
+            raise ValueError(NOT_AN_ARRAY.format(kind=kind, path=where)) from None
+        if not jax.dtypes.issubdtype(dtype, np.inexact):
+            raise ValueError(NOT_A_FLOAT.format(dtype=dtype, path=where))
 
 
 def describe_loss(

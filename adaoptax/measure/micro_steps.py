@@ -11,11 +11,13 @@ from adaoptax._metric import as_metric
 from adaoptax._tree import ArrayTree
 from adaoptax.measure import moments as m
 from adaoptax.measure.aux import grows_with_batch
-from adaoptax.measure.convolutions import channels_last
 from adaoptax.measure.every import Every
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.grouped import group_gradient
 from adaoptax.measure.loss import Loss, Method, check_method, describe_loss
-from adaoptax.measure.rows import checked_mask, count_rows
+from adaoptax.measure.part_of_batch import check_one_row
+from adaoptax.measure.programs.convolutions import channels_last
+from adaoptax.measure.rows import check_whole_groups, checked_mask, count_rows
 from adaoptax.stats import GradientStats
 
 
@@ -75,7 +77,8 @@ def micro_steps(
     .. math:: g' = g + \tfrac{W_j}{W + W_j} (h_j - g), \qquad
         M' = M + \tfrac{W W_j}{W + W_j} \lVert h_j - g \rVert^2
 
-    and ``finish`` divides the scatter :math:`M` by its degrees of freedom.
+    and ``finish`` divides the scatter :math:`M` by its degrees of freedom. That micro-batches of a
+    loss add up to their batch is for `check_loss` to tell, with ``method=groups(n)``.
 
     With a `method` each micro-batch is measured by it, and its scatter :math:`(n_j - 1) S_j^2` is
     added too: B − 1 degrees of freedom with ``exact()``, also for one micro-batch alone.
@@ -141,6 +144,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
 
     def init(params: ArrayTree, *inputs: Any) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
+        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps")
         none = jnp.zeros([1], _tree.scalar_dtype(params))
         values = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
@@ -161,6 +165,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
     ) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
         mask = checked_mask(mask, count_rows(batch))
+        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps")
         metric = as_metric(preconditioner, params)
         described = loss._replace(metric=metric)
         part = channels_last(lambda: measure(described, params, batch, args, mask))()
@@ -200,6 +205,10 @@ def _one_group(coordinate: bool) -> Callable[..., MicroStepsState]:
     ) -> MicroStepsState:
         weight = jnp.ones(count_rows(batch), _tree.scalar_dtype(params))
         if mask is not None:
+            if loss.kind == "ghost":
+                check_whole_groups(mask, 1)
+            else:
+                check_one_row(loss, params, batch, args)
             weight = mask.astype(weight.dtype)
         gradient = group_gradient(loss, may_hold_padding=mask is not None)
         values, grads = gradient(params, batch, weight, args)

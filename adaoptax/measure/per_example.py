@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adaoptax import _validate
+from adaoptax.measure.exact.proof import check_mean
 from adaoptax.measure.grouped import measure_groups
 from adaoptax.measure.loss import Loss, Measured
 from adaoptax.measure.moments import OF_STACKED_GRADIENTS, check_statistics
@@ -22,6 +23,7 @@ class _PerExample:
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
             check_two(num_rows)
+            check_mean(loss, params, batch, args, "adaoptax.measure.per_example")
             return measure_groups(
                 loss,
                 params,
@@ -42,7 +44,7 @@ def per_example(
     r"""Measures every example's own gradient with `jax.vmap`.
 
     The reference that all other ways are checked against. The loss is called on batches of **one**
-    row, so whatever mixes examples (BatchNorm in training mode, contrastive losses) has no
+    row, so a loss whose examples meet (BatchNorm in training mode, contrastive losses) has no
     per-example gradient: measure such a loss with `groups`, whose parts are real small batches.
 
     Args:

@@ -24,7 +24,8 @@ def count_rows(batch: ArrayTree, name: str = "batch") -> int:
         listed = ", ".join(f"{leaf}: {length}" for leaf, length in lengths.items())
         raise ValueError(
             f"Expected every leaf of {name} to have the same leading axis, got lengths {listed}:"
-            " what all examples share belongs in an extra argument, not in here."
+            " what all examples share belongs in an extra argument, not in here; an axis of"
+            " examples that is not the first is moved there, and back in the loss (jnp.moveaxis)."
         )
     (rows,) = set(lengths.values())
     assert rows is not None
@@ -120,6 +121,21 @@ def checked_mask(mask: Any, num_rows: int) -> jax.Array | None:
             " nothing. Pass mask > 0."
         )
     return mask
+
+
+def check_whole_groups(mask: Any, num_groups: int) -> None:
+    """Raises ValueError where padding is part of a group; a traced mask has no value yet."""
+    if isinstance(mask, jax.core.Tracer):
+        return
+    real = np.asarray(mask).reshape(num_groups, -1).sum(axis=1)
+    rows = np.size(mask) // num_groups
+    partly = real[(real > 0) & (real < rows)]
+    if len(partly):
+        raise ValueError(
+            f"Expected a mask whose padding fills whole groups of {rows} rows with"
+            f' loss_kind="ghost", got a group of {partly[0]} real rows: rows of padding would be'
+            " part of its batch. Leave these rows out, or choose groups that divide the real rows."
+        )
 
 
 def replace_padding(batch: ArrayTree, mask: jax.Array) -> ArrayTree:

@@ -23,30 +23,36 @@ def value_grad_and_stats(
     has_aux: bool = False,
     key_argnums: int | Sequence[int] = (),
 ) -> Callable[..., tuple[Any, ArrayTree, GradientStats]]:
-    """Turns a mean loss into a function that returns loss, gradient and gradient statistics.
+    """Turns a loss into a function that returns loss, gradient and gradient statistics.
+
+    Loss and gradient are those of ``jax.value_and_grad(loss_fn)``, or the call is an error.
 
     Args:
-        loss_fn: ``loss_fn(params, batch, *args)`` returns the **mean** loss over the leading axis
-            of every leaf of `batch`: the function that the training loop already has.
+        loss_fn: ``loss_fn(params, batch, *args)`` returns the mean loss over the leading axis of
+            every leaf of `batch`: the function that the training loop already has.
         method: How to measure, from `adaoptax.measure`: ``exact()``, ``groups(n)``, and others.
             None takes `exact` where that is predicted to cost less than a tenth of the gradient,
             and otherwise (a masked batch, several devices, ``loss_kind="ghost"``) ``groups(n)``
             with the largest n ≤ 8 that divides the batch; with padding choose n yourself, so that
-            the smallest real batch fills two groups.
+            the smallest real batch fills two groups. Inside `jax.pmap` and `jax.shard_map` it is
+            refused: take ``devices(axis_name)``.
         loss_kind: What kind of mean the loss is.
 
-            - ``"separable"``: of one loss for each example. ``exact`` and ``method=None`` refuse a
-              loss that they see to be another.
-            - ``"assumed"``: the same, on your word; nothing is checked.
+            - ``"separable"``: of one loss for each example. This is proved from the program of the
+              loss, or the call is an error. ``exact`` also takes sums of them over any number that
+              depends on data alone, such as the tokens of the batch.
+            - ``"assumed"``: the same, on your word; nothing is proved. With ``exact`` loss and
+              gradient are the plain ones even so.
             - ``"ghost"``: every group is a batch of its own, on purpose, as for BatchNorm in
-              training mode or a contrastive loss. Such a loss has groups and no examples.
+              training mode or a contrastive loss. Such a loss has groups and no examples: where
+              padding is part of a group all is NaN (an error if the mask is not traced).
         batch_argnums: Position in `loss_fn` of the batch (params is 0), or several: ``(1, 2)`` for
             ``loss_fn(params, x, y)``. Every leaf there has one entry for each row.
         weights_of: Reserved for means that are weighted by more than a mask.
         has_aux: Whether `loss_fn` returns ``(loss, aux)``.
         key_argnums: Positions in `loss_fn` of arguments that are random keys, or pytrees of them.
-            Every example (or group) then receives keys of its own: one dropout mask for all would
-            hide part of the noise.
+            Where a method calls the loss on parts of the batch, every part then receives keys of
+            its own: one dropout mask for all would hide part of the noise.
 
     Returns:
         ``f(params, batch, *args, mask=None, due=None, preconditioner=None)`` →
@@ -65,12 +71,13 @@ def value_grad_and_stats(
           gradient by themselves (`proximal_test`, `averaged_gradient`), and `lipschitz_descent`,
           do not know of it.
         - `grads`: like `params`, in their dtypes. With random keys, dropout differs from the
-          draw of one plain call.
+          draw of one plain call, but for ``exact``.
         - `aux`: as one call on the whole batch returns it: leaves with one entry a row are
           concatenated, float leaves averaged, integer leaves (counts) summed.
         - `stats`: a `GradientStats`, in float32 (float64 where the gradients are).
 
-        It raises ValueError for leaves of unequal length, data with one entry for each row that
+        It raises ValueError for a loss of which it is not proved that the method may measure it,
+        leaves of unequal length, data with one entry for each row that
         is not in the batch, a batch that does not divide, a mask of another shape or dtype, or a
         preconditioner that is not like `params` or negative. If no row is real the gradient is zero
         and the loss and variance NaN.

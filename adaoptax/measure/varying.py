@@ -65,6 +65,12 @@ def tracks_varying(axis_name: AxisName) -> bool:
     return all(axis in varying_axes(jax.lax.axis_index(axis)) for axis in axes_of(axis_name))
 
 
+def axes_apart(tree: ArrayTree) -> frozenset[str]:
+    """Mesh axes over whose devices leaves of `tree` differ, or may differ where nobody tracks."""
+    untracked = {axis for axis in manual_axes() if not tracks_varying(axis)}
+    return frozenset(untracked).union(*map(varying_axes, jax.tree.leaves(tree)))
+
+
 def vary(params: ArrayTree, axis_name: AxisName) -> ArrayTree:
     """Marks parameters as device-local, so that `jax.grad` returns local gradients.
 

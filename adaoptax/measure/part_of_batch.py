@@ -1,0 +1,100 @@
+"""What the program of a loss tells that its results do not; nothing is computed."""
+
+import collections
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaoptax._tree import ArrayTree
+from adaoptax.measure.exact.sizes import length_message, shapes_of_length
+from adaoptax.measure.loss import Loss
+from adaoptax.measure.programs.describe import name_of
+from adaoptax.measure.programs.equations import all_equations, axes_met, removed_axes
+from adaoptax.measure.rows import count_rows
+from adaoptax.measure.varying import AxisName, axes_of, tracks_varying, varying_axes
+
+COLLECTIVE = """\
+Expected a loss of the rows of one device with adaoptax.measure.devices({axis_name!r}), got one in \
+which devices meet: {what}. No device has a gradient of its own then, and what differs between \
+devices is not the noise of their rows. This is BatchNorm with axis_name, or a pmean of the loss. \
+Leave the collective out, adaoptax takes the mean over devices; for BatchNorm drop its axis_name \
+and pass loss_kind="ghost", each device is a batch of its own then; if it is a constant of the \
+batch, such as its number of tokens, pass loss_kind="assumed"."""
+
+REDUCED = """\
+Expected a loss of the rows of one device with adaoptax.measure.devices({axis_name!r}), got one \
+that is equal on all of them: this usually means that loss_fn ends in jax.lax.pmean or psum. Leave \
+that out, adaoptax takes the mean over devices."""
+
+
+SQUEEZED = """\
+Expected loss_fn to keep the axis of rows, got squeeze at {line}, which removes it from a batch of \
+one row, as a method makes them: what follows would take another axis for the rows. Name the axis \
+that goes, as in squeeze(axis=-1)."""
+
+
+def trace(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[Any, Any]:
+    """The program of a loss and the shape of its value; no trace is left in modules of `args`."""
+    fresh = lambda params, batch: loss(params, batch, jax.tree.map(lambda x: x, args))[0]
+    program, shape = jax.make_jaxpr(fresh, return_shape=True)(params, batch)
+    return program.jaxpr, shape
+
+
+def check_devices_apart(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, axis_name: AxisName
+) -> None:
+    """Raises ValueError for a loss whose value on one device depends on other devices.
+
+    Args:
+        loss: The loss of a device; of kind ``"assumed"``, devices may meet inside of it.
+        params: Pytree of parameters, varying over the axis.
+        batch: The rows of a device.
+        args: Extra arguments of the loss.
+        axis_name: The axis of the devices, bound.
+    """
+    axes = frozenset(axes_of(axis_name))
+    program, value = trace(loss, params, batch, args)
+    met = [
+        f"{name_of(eqn)} at {line}" for eqn, line in all_equations(program) if axes & axes_met(eqn)
+    ]
+    if met and loss.kind != "assumed":
+        raise ValueError(COLLECTIVE.format(axis_name=axis_name, what=met[0]))
+    if tracks_varying(axis_name) and not axes <= varying_axes(value):
+        raise ValueError(REDUCED.format(axis_name=axis_name))
+
+
+def coarsest_epsilon(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> float:
+    """The precision of the coarsest floats that a loss computes in, such as 2⁻⁷ for bfloat16."""
+    program, _ = trace(loss, params, batch, args)
+    values: list[Any] = [x.aval for eqn, _ in all_equations(program) for x in eqn.outvars]
+    floats = {x.dtype for x in values if jnp.issubdtype(x.dtype, jnp.inexact)}
+    return max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
+
+
+def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
+    """Raises ValueError for a loss that does not take one row as a batch of one.
+
+    It is traced with one row and with two, and may not remove more axes of one; a scalar that is
+    left has no axis to be mistaken for that of rows. Of kind ``"assumed"`` all passes.
+    """
+    if loss.kind == "assumed":
+        return
+    removed = [
+        collections.Counter(
+            {line: n for eqn, line in all_equations(program) if (n := removed_axes(eqn))}
+        )
+        for program in (check_part(loss, params, batch, args, rows) for rows in (1, 2))
+    ]
+    for line, axes in removed[0].items():
+        if axes > removed[1][line]:
+            raise ValueError(SQUEEZED.format(line=line))
+
+
+def check_part(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, rows: int) -> Any:
+    """The program of a loss with `rows` rows; ValueError where it takes only the whole batch."""
+    try:
+        return trace(loss, params, shapes_of_length(batch, rows), args)[0]
+    except (TypeError, ValueError, IndexError) as error:
+        trace(loss, params, batch, args)  # if this is no better, it is not the number of rows
+        raise ValueError(length_message(error, rows, count_rows(batch))) from error
