@@ -55,6 +55,7 @@ KNOWN = {
     ("BatchLoader.__init__", "source"),  # whatever `docs/guide/sources.md` lists
     ("BatchSizeSchedule.__init__", "sizes"),  # pairs of numbers of any kind
     ("Loss", "due"),  # a bool, traced or not
+    ("check_loss", "mask"),  # as the call of `value_grad_and_stats` takes it
     *((f"Checkpointer.{f}", "loop") for f in ("restore", "after_step", "save")),  # any with a state
 }
 

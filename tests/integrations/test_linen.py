@@ -192,7 +192,9 @@ def test_batch_norm_in_training_mode():
         )
         return jnp.mean((scores[:, 0] - batch["y"]) ** 2), new["batch_stats"]
 
-    measure = adaoptax.value_grad_and_stats(bn_loss, adaoptax.measure.groups(4), has_aux=True)
+    measure = adaoptax.value_grad_and_stats(
+        bn_loss, adaoptax.measure.groups(4), loss_kind="ghost", has_aux=True
+    )
     state = State.create(
         apply_fn=None,
         params=variables["params"],

@@ -72,7 +72,7 @@ def test_each_group_is_a_batch_of_its_own(loss_fn, real_groups):
         batch = jax.tree.map(
             lambda x: np.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, np.float32(np.nan)), batch
         )
-    measure = jax.jit(value_grad_and_stats(loss_fn, groups(N)))
+    measure = jax.jit(value_grad_and_stats(loss_fn, groups(N), loss_kind="ghost"))
     loss, grads, stats = measure(params, batch, mask=mask)
     present = [0, 1, 2] if real_groups is None else real_groups
     expected_loss, expected_grads, variance = group_by_group(loss_fn, params, batch, present)
@@ -85,7 +85,7 @@ def test_each_group_is_a_batch_of_its_own(loss_fn, real_groups):
 def test_rows_of_a_group_do_interact():
     """Otherwise the test above would prove nothing."""
     params, batch = problem()
-    measure = jax.jit(value_grad_and_stats(batchnorm_loss, groups(N)))
+    measure = jax.jit(value_grad_and_stats(batchnorm_loss, groups(N), loss_kind="ghost"))
     _, grads, _ = measure(params, batch)
     whole = jax.grad(batchnorm_loss)(params, batch)
     assert np.abs(flat(grads) - flat(whole)).max() > 1e-2
@@ -99,7 +99,7 @@ def test_running_statistics_travel_in_aux():
         new = {"mean": 0.9 * running["mean"] + 0.1 * hidden.mean(axis=0)}
         return batchnorm_loss(params, batch), new
 
-    measure = jax.jit(value_grad_and_stats(fn, groups(N), has_aux=True))
+    measure = jax.jit(value_grad_and_stats(fn, groups(N), loss_kind="ghost", has_aux=True))
     mask = np.arange(ROWS) < 8  # two groups of four
     running = {"mean": np.ones(5, np.float32)}
     (_, new), _, _ = measure(params, batch, running, mask=mask)

@@ -11,7 +11,7 @@ from numpy_reference import assert_measured, reference, rows_by_jax
 
 from adaoptax import value_grad_and_stats
 from adaoptax.measure import groups, micro_steps, per_example
-from adaoptax.measure.convolutions import channels_last, count_convolutions
+from adaoptax.measure.programs.convolutions import channels_last, count_convolutions
 
 pytestmark = pytest.mark.sampled
 

@@ -62,13 +62,18 @@ def test_a_loss_of_batches_is_measured_in_groups(num_rows, n):
 
 
 @pytest.mark.parametrize("mask", [None, np.ones(24, bool)])
-def test_a_loss_that_is_no_mean_of_examples_is_refused(mask):
-    """Whichever method it would be: groups would return the gradient of another function."""
-    with pytest.raises(ValueError, match=r"mixes examples.*loss_kind=\"ghost\""):
-        chosen(mixing, mask=mask)
-    with pytest.raises(ValueError, match="weighs 1 times as much"):
-        chosen(lambda params, x: jnp.sum((x @ params) ** 2), mask=mask)
-    assert chosen(mixing, loss_kind="assumed") == measure.exact()
+def test_a_loss_that_is_no_mean_of_its_parts_is_measured_whole_or_refused(mask):
+    """Groups would return the gradient of another function."""
+    run = lambda fn, **how: adaoptax.value_grad_and_stats(fn, **how)(W, X, mask=mask)
+    with pytest.raises(ValueError, match=r"examples meet.*loss_kind=\"ghost\""):
+        run(mixing)
+    total = lambda params, x: jnp.sum((x @ params) ** 2)
+    if mask is None:
+        np.testing.assert_allclose(run(total)[1], jax.grad(total)(W, X), rtol=1e-5)
+        assert chosen(mixing, loss_kind="assumed") == measure.exact()
+    else:
+        with pytest.raises(ValueError, match="2 times as large"):
+            run(total)
 
 
 def test_a_masked_batch_is_measured_in_groups():
@@ -101,9 +106,7 @@ def test_several_devices_are_measured_in_groups():
 
     with jax.set_mesh(mesh):
         jax.jit(step)(jax.device_put(W, NamedSharding(mesh, P())), batch)
-        inside = jax.shard_map(step, in_specs=(P(), P("data")), out_specs=P())
-        jax.jit(inside)(W, jnp.concatenate([batch, batch]))  # six rows a device
-    assert methods == [measure.groups(8), measure.groups(6)]
+    assert methods == [measure.groups(8)]
 
 
 def test_the_choice_is_that_of_the_transformation():
@@ -116,6 +119,8 @@ def test_the_choice_is_that_of_the_transformation():
 @pytest.mark.parametrize("num_rows", [1, 11])
 def test_a_prime_that_nothing_measures(num_rows):
     with pytest.raises(ValueError, match=rf"method=None, got {num_rows} examples.*pad the batch"):
+        chosen(mixing, batch=X[:num_rows], loss_kind="assumed", mask=np.ones(num_rows, bool))
+    with pytest.raises(ValueError, match=rf"method=None, got {num_rows} examples.*groups\(n\)"):
         chosen(mixing, batch=X[:num_rows], loss_kind="ghost")
 
 

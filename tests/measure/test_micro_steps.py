@@ -160,7 +160,7 @@ def test_losses_that_mix_rows_see_real_micro_batches():
     rng = np.random.default_rng(0)
     w, x = rng.normal(size=3), rng.normal(size=(8, 3))
     loss, grads, stats = accumulate(
-        micro_steps(loss_fn), w.astype(np.float32), x.astype(np.float32), 4
+        micro_steps(loss_fn, loss_kind="ghost"), w.astype(np.float32), x.astype(np.float32), 4
     )
     with jax.enable_x64(True):
         each = [jax.value_and_grad(loss_fn)(jnp.asarray(w), part) for part in (x[:4], x[4:])]
@@ -173,7 +173,7 @@ def test_losses_that_mix_rows_see_real_micro_batches():
 def test_every_micro_batch_has_its_own_key():
     """The gradient is a number drawn from the key; rows of a part that is padded draw their own."""
     keys = jax.random.split(jax.random.key(0), 4)
-    loss_fn = lambda w, x, key: w * jnp.mean(jax.random.normal(key, x.shape[:1]) * x)
+    loss_fn = lambda w, x, key: jnp.mean(w * jax.random.normal(key, x.shape[:1]) * x)
     steps = micro_steps(loss_fn, key_argnums=2)
     w, x = jnp.float32(1), np.ones(8, np.float32)
     drawn = np.array([np.mean(jax.random.normal(key, (2,))) for key in keys], np.float64)
