@@ -225,7 +225,7 @@ def temp_memory(
         if how == "ladder":  # its largest program is that of padded
             memory[how] = memory["padded"]
             continue
-        step.compile(state, example, progress=False)
+        step.compile(state, example, progress=False, check_loss=False)
         memory[how] = max(temp(compiled) for compiled in step._compiled.values())
     return memory
 
