@@ -122,7 +122,8 @@ def check_loss(
         >>> tokens = jnp.array([[1., 1., 0.], [1., 0., 0.]])  # 1 where a token is real
         >>> loss_of = lambda w, tokens: jnp.sum(w * tokens * jnp.arange(3.0)) / jnp.sum(tokens)
         >>> try:
-        ...     measure.check_loss(loss_of, 2.0, tokens, method=measure.groups(2))
+        ...     measure.check_loss(
+        ...         loss_of, 2.0, tokens, method=measure.groups(2), loss_kind="assumed")
         ... except ValueError as error:
         ...     print(str(error)[:92])
         Expected loss and gradient of jax.value_and_grad(loss_fn), got a loss of 0.5 for 0.6666667 a
