@@ -155,6 +155,13 @@ def _stack(does: read.Stack, shapes: Any, outputs: Any, axes: Any, num_rows: int
     return axis._replace(axis=axis.axis + (does.axis <= axis.axis))
 
 
+def _unstack(does: read.Unstack, shapes: Any, outputs: Any, axes: Any, num_rows: int) -> Axis:
+    axis = axes[0]
+    if axis.axis == does.axis:
+        raise Lost("picks examples by their numbers")
+    return axis._replace(axis=axis.axis - (does.axis < axis.axis))
+
+
 def _tile(does: read.Tile, shapes: Any, outputs: Any, axes: Any, num_rows: int) -> Axis:
     return axes[0]._replace(outer=axes[0].outer * does.times[axes[0].axis])
 
@@ -270,6 +277,7 @@ _RULES = {
     read.Slice: _slice,
     read.Concatenate: _concatenate,
     read.Stack: _stack,
+    read.Unstack: _unstack,
     read.Tile: _tile,
     read.Product: _product,
     read.Convolution: _convolution,

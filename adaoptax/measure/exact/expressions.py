@@ -188,7 +188,7 @@ def is_isometry(eqn: Any) -> bool:
             return permutes
         case read.Window(arrays=arrays):
             return arrays == 1
-    return isinstance(does, read.Reshape | read.Transpose | read.Slice)
+    return isinstance(does, read.Reshape | read.Transpose | read.Slice | read.Unstack)
 
 
 def isometric_leaf(expression: Expression) -> Leaf | None:

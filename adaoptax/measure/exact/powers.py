@@ -80,6 +80,8 @@ class Powers(Follower):
         match does:
             case read.Reduce(axes=axes) | read.Along(axes=axes, kept=None):
                 counted = [(x, axis) for x, axis in counted if axis in axes]
+            case read.Unstack():
+                counted = [(x, axis) for x, axis in counted if axis == does.axis]
             case read.Slice():
                 counted = [(x, axis) for x, axis in counted if not _takes_all(does, x, axis)]
             case read.Along(kept=kept):

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
@@ -106,6 +107,13 @@ class Concatenate:
 @dataclasses.dataclass(frozen=True)
 class Stack:
     """Operands side by side on a new axis `axis`."""
+
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstack:
+    """The parts of the operand along `axis`, which they do not have, one for each result."""
 
     axis: int
 
@@ -305,6 +313,7 @@ Description = (
     | Along
     | Concatenate
     | Stack
+    | Unstack
     | Tile
     | Product
     | Slice
@@ -554,6 +563,10 @@ def _stack(eqn: jex.JaxprEqn, params: Parameters) -> Stack:
     return Stack(params["axis"] % len(_shape(eqn.outvars[0])))
 
 
+def _unstack(eqn: jex.JaxprEqn, params: Parameters) -> Unstack:
+    return Unstack(params["axis"] % len(_shape(eqn.invars[0])))
+
+
 def _tile(eqn: jex.JaxprEqn, params: Parameters) -> Tile:
     return Tile(tuple(params["reps"]))
 
@@ -635,6 +648,12 @@ def _solve(eqn: jex.JaxprEqn, params: Parameters) -> Call:
     return Call(programs.solve, custom=True, operands=operands)
 
 
+def _expanded(eqn: jex.JaxprEqn, params: Parameters) -> Call:
+    """Of jax >= 0.12: an operation with rules of its own, such as `searchsorted`."""
+    program = jax.make_jaxpr(params["_prim"].expand)(*(v.aval for v in eqn.invars))
+    return Call(program, custom=True)
+
+
 def _scan(eqn: jex.JaxprEqn, params: Parameters) -> Loop:
     return Loop(*read_scan(eqn))
 
@@ -673,6 +692,7 @@ _SPECIAL = {
     "fft": _fft,
     "concatenate": _concatenate,
     "stack": _stack,
+    "unstack": _unstack,
     "tile": _tile,
     "dot_general": _product,
     "conv_general_dilated": _convolution,
@@ -680,6 +700,7 @@ _SPECIAL = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update,
     "custom_linear_solve": _solve,
+    "call_hi_primitive": _expanded,
     "scan": _scan,
     "while": _while,
     "cond": _cond,
