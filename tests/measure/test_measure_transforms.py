@@ -116,8 +116,10 @@ def row_scan_loss(params, batch):
 @pytest.mark.parametrize(("method", "n"), METHODS[1:])
 def test_losses_with_remat_and_scan(method, n, loss_fn, mask):
     params, batch = mlp(ROWS)
-    measured = jax.jit(value_grad_and_stats(loss_fn, method))(params, batch, mask=mask)
-    assert_measured(measured, reference(mlp_rows(), n, weight=mask))
+    # That a carry adds up rows is not proved yet: on the word of the user.
+    kind = "assumed" if loss_fn is row_scan_loss else "separable"
+    step = jax.jit(value_grad_and_stats(loss_fn, method, loss_kind=kind))
+    assert_measured(step(params, batch, mask=mask), reference(mlp_rows(), n, weight=mask))
 
 
 _cache: list = []
