@@ -70,6 +70,10 @@ class Loss(NamedTuple):
             raise ValueError(CAPTURED.format(error=str(error).splitlines()[0])) from error
         return out if self.has_aux else (out, None)
 
+    def of_trace(self, args: tuple) -> Callable[[ArrayTree, ArrayTree], tuple[jax.Array, Any]]:
+        """``f(params, batch)``, to be traced: no trace is left in modules among `args`."""
+        return lambda params, batch: self(params, batch, jax.tree.map(lambda x: x, args))
+
     def join(self, batch: ArrayTree, args: tuple) -> list:
         """What the loss takes after `params`, in its order: the inverse of `split`."""
         parts = (batch,) if isinstance(self.batch_argnums, int) else batch

@@ -3,15 +3,14 @@
 import collections
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.exact.sizes import length_message, shapes_of_length
+from adaoptax.measure.exact.sizes import trace_of_length
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.equations import all_equations, axes_met, removed_axes
-from adaoptax.measure.rows import count_rows
+from adaoptax.measure.programs.evaluate import trace
 from adaoptax.measure.varying import AxisName, axes_of, tracks_varying, varying_axes
 
 COLLECTIVE = """\
@@ -34,11 +33,10 @@ one row, as a method makes them: what follows would take another axis for the ro
 that goes, as in squeeze(axis=-1)."""
 
 
-def trace(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[Any, Any]:
-    """The program of a loss and the shape of its value; no trace is left in modules of `args`."""
-    fresh = lambda params, batch: loss(params, batch, jax.tree.map(lambda x: x, args))[0]
-    program, shape = jax.make_jaxpr(fresh, return_shape=True)(params, batch)
-    return program.jaxpr, shape
+def program_of(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[Any, Any]:
+    """The program of a loss and the shape of its value."""
+    closed, (value, _) = trace(loss.of_trace(args), params, batch)
+    return closed.jaxpr, value
 
 
 def check_devices_apart(
@@ -54,7 +52,7 @@ def check_devices_apart(
         axis_name: The axis of the devices, bound.
     """
     axes = frozenset(axes_of(axis_name))
-    program, value = trace(loss, params, batch, args)
+    program, value = program_of(loss, params, batch, args)
     met = [
         f"{name_of(eqn)} at {line}" for eqn, line in all_equations(program) if axes & axes_met(eqn)
     ]
@@ -66,7 +64,7 @@ def check_devices_apart(
 
 def coarsest_epsilon(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> float:
     """The precision of the coarsest floats that a loss computes in, such as 2⁻⁷ for bfloat16."""
-    program, _ = trace(loss, params, batch, args)
+    program, _ = program_of(loss, params, batch, args)
     values: list[Any] = [x.aval for eqn, _ in all_equations(program) for x in eqn.outvars]
     floats = {x.dtype for x in values if jnp.issubdtype(x.dtype, jnp.inexact)}
     return max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
@@ -93,8 +91,5 @@ def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) 
 
 def check_part(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, rows: int) -> Any:
     """The program of a loss with `rows` rows; ValueError where it takes only the whole batch."""
-    try:
-        return trace(loss, params, shapes_of_length(batch, rows), args)[0]
-    except (TypeError, ValueError, IndexError) as error:
-        trace(loss, params, batch, args)  # if this is no better, it is not the number of rows
-        raise ValueError(length_message(error, rows, count_rows(batch))) from error
+    closed = trace_of_length(loss.of_trace(args), params, batch, num_rows=rows)[0]
+    return closed.jaxpr

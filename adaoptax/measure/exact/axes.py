@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 
 
 class Axis(NamedTuple):

@@ -28,7 +28,7 @@ from adaoptax.measure.exact.plan import Use
 from adaoptax.measure.exact.powers import Powers
 from adaoptax.measure.exact.sizes import condition_at
 from adaoptax.measure.exact.uses import Uses
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.evaluate import derivative_of
 from adaoptax.measure.varying import manual_axes
@@ -93,7 +93,7 @@ class Bodies(Uses, Powers):
                 self.lose_track(f"a parameter is used in {self.named(eqn)}")
             self.add_use(Use("told", values[i], None, results), name_of(eqn), here, i)  # type: ignore[arg-type]
         if learned:
-            self.plan.whole_batch = self.plan.whole_batch or self.tied(eqn, values)
+            self.tie(self.tied(eqn, values))
         return outputs
 
     def differentiated(
@@ -166,9 +166,9 @@ class Bodies(Uses, Powers):
             self.tie(f"{self.named(eqn)} turns as often as the whole batch says")
         if isinstance(stop, Rows):
             self.tie(stop.tied)
-            self.plan.places = self.plan.places or stop.placed
+            self.place(stop.placed)
         elif getattr(does.condition.jaxpr.outvars[0].aval, "shape", ()) and self.sizes is not None:
-            self.plan.places = self.plan.places or self.named(eqn)
+            self.place(self.named(eqn))
         return carry
 
     def stopped(self, eqn: Any, stop: Known, x: Known, place: Place, aval: Any) -> Known:

@@ -26,7 +26,7 @@ from adaoptax.measure.exact.known import (
 )
 from adaoptax.measure.exact.plan import Plan, Site
 from adaoptax.measure.exact.sizes import Sizes
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe_place
 
 
@@ -94,6 +94,10 @@ class Follower:
         """The loss depends on this batch as a whole, as the clause says."""
         self.plan.whole_batch = self.plan.whole_batch or why
 
+    def place(self, where: str) -> None:
+        """The loss depends on the places of its rows, at the equation that is named."""
+        self.plan.places = self.plan.places or where
+
     def tied(self, eqn: Any, values: Sequence[Known]) -> str:
         """What ties the results of an equation to this batch as a whole, if anything does."""
         for x in values:
@@ -107,7 +111,7 @@ class Follower:
         """A constant took the place of rows, in one case or at first."""
         if self.sizes is not None and is_neutral(start) and isinstance(x, Rows | Total | One):
             if isinstance(x, Rows) and varies_along(start, x.axis.axis):  # type: ignore[arg-type]
-                self.plan.places = self.plan.places or self.named(eqn)
+                self.place(self.named(eqn))
             if self.own_power(start) != 0:
                 self.tie(f"{self.named(eqn)} starts or ends with a count of the examples")
 
@@ -136,16 +140,14 @@ def numbered(does: Any, eqn: Any, values: Sequence[Known]) -> Any:
     if operand.axis.axis not in does.indexed or operand.axis.parts > 1:
         return does
     which, last, position = does.indexed.index(operand.axis.axis), 0, indices.axis.axis
-    for piece, v in zip(indices.pieces, range(len(indices.pieces)), strict=True):
-        del v
-        aval = getattr(piece, "aval", None)
-        size = aval.shape[-1] if aval is not None else 1
-        if last == which and aval is not None and size == 1 and is_known(piece):
+    for piece in indices.pieces:
+        alone = isinstance(piece, Expression) and piece.aval.shape[-1] == 1
+        if last == which and alone and is_known(piece):
             numbers = known_value(piece)
             count = np.arange(numbers.shape[position]).reshape(
                 [-1 if a == position else 1 for a in range(numbers.ndim)]
             )
             if np.array_equal(numbers, np.broadcast_to(count, numbers.shape)):
                 return does.numbered(which, position)
-        last += size
+        last += piece.aval.shape[-1] if isinstance(piece, Expression) else 1
     return does

@@ -34,7 +34,7 @@ from adaoptax.measure.exact.known import (
     whole,
 )
 from adaoptax.measure.exact.plan import ScanPlan, Use, aligned
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 
 
 class Loops(Bodies):
@@ -210,7 +210,6 @@ class Loops(Bodies):
                 self.add_use(Use("turns", x), "scan over the examples", here, i)
             else:
                 self.lose_track(f"a parameter is carried where {over}")
-        _, _, self.plan.whole_batch, self.plan.places = self.glimpse
         self.plan.unmasked = self.plan.unmasked or over
         self.see()
         self.tie(self.tied(eqn, values))
@@ -218,9 +217,9 @@ class Loops(Bodies):
             self.tie(f"{over} with a carry")
         for x in values[first:]:
             if isinstance(x, Rows):
-                self.plan.places = self.plan.places or x.placed
+                self.place(x.placed)
             elif is_neutral(x) and varies_along(x, 0):  # type: ignore[arg-type]
-                self.plan.places = self.plan.places or self.named(eqn)
+                self.place(self.named(eqn))
 
         def after(i: int, x: Known) -> Known:
             if isinstance(x, One):

@@ -15,7 +15,7 @@ from adaoptax.measure.exact.expressions import (
     Place,
 )
 from adaoptax.measure.exact.rules.rule import Rule
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe
 
 

@@ -54,7 +54,7 @@ from adaoptax.measure.exact.loops import Loops
 from adaoptax.measure.exact.plan import Plan
 from adaoptax.measure.exact.sizes import Sizes
 from adaoptax.measure.exact.totals import Totals
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, name_of
 from adaoptax.measure.programs.evaluate import interpret
 
@@ -158,7 +158,7 @@ class Planner(Loops, Totals):
             return outputs
         place = self.place_of_rows(eqn, values, here)
         if place and any(map(is_learned, outputs)):
-            self.plan.places = self.plan.places or place
+            self.place(place)
         grown = self.power(does, values, here)
         return [self.with_power(x, grown, place) for x in outputs]
 
@@ -240,7 +240,7 @@ class Planner(Loops, Totals):
         weights = known[0] if does.how == "mul" else zero
         of_rows = np.diagonal(weights, axis1=axes[0], axis2=axes[1])
         if alone and not np.array_equal(of_rows, np.broadcast_to(of_rows[..., :1], of_rows.shape)):
-            self.plan.places = self.plan.places or self.named(eqn)
+            self.place(self.named(eqn))
         return Rows(one, is_learned(pair), mixed, zero_along=other.axis) if alone else None
 
     def of_rows(
@@ -332,8 +332,8 @@ class Planner(Loops, Totals):
             next((x.placed for x in values if isinstance(x, One | Rows) and x.placed), ""),
         )
         if learned:
-            self.plan.whole_batch = self.plan.whole_batch or tied
-            self.plan.places = self.plan.places or placed
+            self.tie(tied)
+            self.place(placed)
         return [One(learned, mixed, 0, tied, placed) for _ in eqn.outvars]
 
 

@@ -25,7 +25,7 @@ from adaoptax.measure.exact.known import (
     Rows,
     Total,
 )
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place
 
 DRAWN = ", numbers drawn from a random key for the rows"

@@ -10,16 +10,10 @@ from adaoptax.measure.exact.known import Total
 from adaoptax.measure.exact.plan import Plan
 from adaoptax.measure.exact.planning import make_plan
 from adaoptax.measure.exact.powers import DRAWN
-from adaoptax.measure.exact.sizes import (
-    Differs,
-    length_message,
-    shapes_of_length,
-    sizes_of,
-    trace_twice_as_long,
-)
+from adaoptax.measure.exact.sizes import Differs, sizes_of, trace_of_length
 from adaoptax.measure.exact.walk import Padding
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.programs.evaluate import for_first_output, trace
+from adaoptax.measure.programs.evaluate import for_first_output
 from adaoptax.measure.rows import count_rows
 
 MIXES = """\
@@ -63,7 +57,8 @@ def padding_of(
         raise ValueError(UNMASKED.format(what=plan.unmasked))
     num_rows = count_rows(batch)
     try:
-        sizes = sizes_of(traced, trace_twice_as_long(loss, params, batch, args))
+        twice = trace_of_length(loss.of_trace(args), params, batch, num_rows=2 * num_rows)[0]
+        sizes = sizes_of(traced, twice)
     except Differs as error:
         raise ValueError(UNMASKED.format(what=error)) from error
     real = jnp.sum(mask)
@@ -131,14 +126,9 @@ def plan_of_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, m
         rest = jax.tree.map(lambda x: x, args)
         return loss(params, batch, tuple(keys.get(i, arg) for i, arg in enumerate(rest)))
 
-    def traced(length: int) -> Any:
-        try:
-            program = trace(fn, params, shapes_of_length(batch, length), keys)[0]
-            return for_first_output(program)
-        except (TypeError, ValueError, IndexError, AssertionError) as error:
-            trace(fn, params, batch, keys)  # if this is no better, it is not the number of rows
-            raise ValueError(length_message(error, length, count_rows(batch))) from error
-
+    traced = lambda length: for_first_output(
+        trace_of_length(fn, params, batch, keys, num_rows=length)[0]
+    )
     small, large = traced(num_rows), traced(2 * num_rows)
     try:
         sizes = sizes_of(small, large)

@@ -165,12 +165,7 @@ class Traced(NamedTuple):
 
 def trace_loss(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Traced:
     """Traces `loss` as it is called."""
-
-    def fn(params: ArrayTree, batch: ArrayTree) -> tuple[jax.Array, Any]:
-        # Rebuilt within, so that a module in `args` is changed in this trace and not for good.
-        return loss(params, batch, jax.tree.map(lambda x: x, args))
-
     as_array = lambda x: x if hasattr(x, "dtype") else jnp.asarray(x)
     batch = jax.tree.map(as_array, batch)
-    closed, outputs = trace(fn, params, batch)
+    closed, outputs = trace(loss.of_trace(args), params, batch)
     return Traced(closed, outputs, jax.tree.leaves(batch))

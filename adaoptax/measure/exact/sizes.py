@@ -4,7 +4,7 @@ The two programs have the same equations. A number that is written in them and d
 the 32 in ``sum(losses) / 32`` is a 64 in the other. A mean divides by one such number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,7 @@ import numpy as np
 
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.expressions import Place
-from adaoptax.measure.loss import Loss
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place, same_kind
 from adaoptax.measure.programs.evaluate import is_literal, trace
 from adaoptax.measure.rows import count_rows
@@ -48,18 +47,19 @@ class Differs(ValueError):
     """The programs of a batch and of one twice as long differ in more than sizes, as it says."""
 
 
-def trace_twice_as_long(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> Any:
-    """The closed jaxpr of the loss of a batch of twice as many rows.
+def trace_of_length(
+    fn: Callable[..., Any], params: ArrayTree, batch: ArrayTree, *more: Any, num_rows: int
+) -> tuple[Any, Any]:
+    """The trace of ``fn(params, batch, *more)`` with a batch of another length.
 
     Raises:
-        ValueError: If the loss objects to that.
+        ValueError: If `fn` takes only batches of the length of this one.
     """
-    num_rows = count_rows(batch)
-    fn = lambda params, batch: loss(params, batch, jax.tree.map(lambda x: x, args))
     try:
-        return trace(fn, params, shapes_of_length(batch, 2 * num_rows))[0]
+        return trace(fn, params, shapes_of_length(batch, num_rows), *more)
     except (TypeError, ValueError, IndexError, AssertionError) as error:
-        raise ValueError(length_message(error, 2 * num_rows, num_rows)) from error
+        trace(fn, params, batch, *more)  # if this is no better, it is not the number of rows
+        raise ValueError(length_message(error, num_rows, count_rows(batch))) from error
 
 
 class Sizes(NamedTuple):

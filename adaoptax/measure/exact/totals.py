@@ -29,7 +29,7 @@ from adaoptax.measure.exact.known import (
 )
 from adaoptax.measure.exact.plan import Use
 from adaoptax.measure.exact.uses import Uses
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import name_of
 
 
@@ -51,9 +51,7 @@ class Totals(Uses):
                         self.lose_track("a parameter meets a statistic of the batch before the sum")
                     self.use_equally(x, "penalty", here, i)
                 elif of_batch(x):
-                    self.plan.whole_batch = self.plan.whole_batch or (
-                        f"{self.named(eqn)} uses a value of the whole batch"
-                    )
+                    self.tie(f"{self.named(eqn)} uses a value of the whole batch")
             origin = self.origin(eqn, values, here)
             return [dataclasses.replace(found, mixed=mixed_in(values), origin=origin)]
         if (head := self.head(eqn, does, values, here, scope)) is not None:

@@ -37,7 +37,7 @@ from adaoptax.measure.exact.taps import (
     with_factors,
     with_rows,
 )
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe
 from adaoptax.measure.programs.evaluate import evaluate_equation, interpret, run
 

@@ -4,7 +4,8 @@ Nothing else in the package knows the name of a primitive, the parameters of an 
 JAX keeps the bodies of its loops. A new release of JAX costs a look at these files.
 
     equations   what differs between the releases of JAX
-    describe    what an equation does, as one of a dozen plain descriptions
+    descriptions   what an equation can do, in plain words
+    describe    reads an equation into one of them
     evaluate    traces, and runs equations: one, or a whole program with a say in each
     flops       the work of a program
 """

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import bodies_of, describe
 
 

@@ -19,7 +19,7 @@ from adaoptax.measure.exact.axes import Axis
 from adaoptax.measure.exact.factors import Factor, Want
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe
 from adaoptax.measure.varying import vary_like
 

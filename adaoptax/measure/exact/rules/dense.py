@@ -25,7 +25,7 @@ from adaoptax.measure.exact.factors import (
     wide,
 )
 from adaoptax.measure.exact.rules.rule import Rule
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe
 
 _ALL = Want(True, True, True)

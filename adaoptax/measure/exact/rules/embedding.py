@@ -14,7 +14,7 @@ from adaoptax.measure.exact.axes import Axis
 from adaoptax.measure.exact.factors import Factor, FactorSums, Want, rows_times, wide
 from adaoptax.measure.exact.rules.dense import Outer
 from adaoptax.measure.exact.rules.rule import Rule
-from adaoptax.measure.programs import describe as read
+from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe
 
 
