@@ -45,6 +45,7 @@ OF_THE_USER = {
     "list[dict[str, Any]]",
     "tuple[Any, Any]",
     "tuple[jax.Array, Any]",  # loss and aux
+    "Callable[[ArrayTree, ArrayTree], tuple[jax.Array, Any]]",
 }
 # The others, one by one: name, and argument, field or "return".
 KNOWN = {
