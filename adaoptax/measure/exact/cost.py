@@ -61,7 +61,7 @@ def choose(sizes: Sizes, want: Want, platform: str) -> Choice:
         use_gram = not want.coordinate and t * t * (i + o) < _GRAM_PER_ENTRY * i * o
         use_batched = (want.inner and t >= 96) or t >= 256
     else:
-        use_gram = not want.coordinate and gram < product / 2
+        use_gram = not want.coordinate and gram < product
         use_batched = True
     if use_gram:
         return Choice("gram", gram + along, 8 * b * n * t * t)

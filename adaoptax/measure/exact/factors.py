@@ -55,7 +55,7 @@ class FactorSums(NamedTuple):
 
 
 class Factor:
-    """Gradients of B examples (or groups of them), on axis 0 of every array.
+    """Gradients of B examples (or groups of them), on axis 0 of every array that is `in_order`.
 
     By default axis 1 holds parts whose gradients add up, such as the positions of a sequence.
     """
@@ -63,6 +63,10 @@ class Factor:
     def gradient(self) -> jax.Array:
         """[N, I, O]: the gradient of one example, from a factor without the leading axis."""
         raise NotImplementedError
+
+    def in_order(self) -> "Factor":
+        """The same with the examples on axis 0 of every array, if they may be elsewhere."""
+        return self
 
     def turned(self) -> Self:
         """The sums over the turns of a scan, which are stacked on axis 0 before the examples."""

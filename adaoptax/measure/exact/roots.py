@@ -102,9 +102,10 @@ _slots.defvjp(_forward, _backward)
 
 def _factor(site: Site, slot: Any) -> Factor:
     """The factor that came back for a site, with the turns of scans as further entries."""
-    if site.rule is None:
+    rule = site.rule
+    if rule is None:
         return Full(slot.reshape(slot.shape[0], -1))
     if not site.lengths:
-        return site.rule.factor(*slot)
+        return rule.factor(*slot)
     turns = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(site.lengths) :]), slot)
-    return jax.vmap(site.rule.factor)(*turns).turned()
+    return jax.vmap(lambda x, d: rule.factor(x, d).in_order())(*turns).turned()

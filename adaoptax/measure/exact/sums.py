@@ -230,10 +230,11 @@ def sums_of_gradients(
             [share * square for square in squares] if want.coordinate else None,
         )
 
+    factors = [factor.in_order() for factor in factors]
     measured = [setting.measured(factor) for factor in factors]
     totals, sq_norms, squares = _add_up(sums_of_one, root, (measured, weight))
     if not setting.measures_all:
-        totals = _add_up(lambda one: (gradient(one), None, None), root, (list(factors),))[0]
+        totals = _add_up(lambda one: (gradient(one), None, None), root, (factors,))[0]
     inner = None
     if want.inner:
         direction = setting.direction(totals, given)
