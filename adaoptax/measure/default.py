@@ -54,7 +54,9 @@ def default_method(
     has_examples = num_rows > 1 and loss.kind != "ghost"
     described = (loss, params, batch, args)
     may_be_exact = mask is None and one_device and has_examples
-    if may_be_exact and (_exact_is_cheap(*described) or not is_mean(*described)):
+    if may_be_exact and (
+        _exact_is_cheap(*described) or not is_mean(*described, num_rows // (divisors or [1])[-1])
+    ):
         return exact()
     if not divisors:
         cure = "pass method=adaoptax.measure.per_example(), or pad the batch and mask it"

@@ -161,7 +161,9 @@ class Devices:
             inner = (self.inner or _OneGroup(("norm",)))(loss)
             local = vary(params, self.axis_name)
             check_devices_apart(loss, local, batch, args, self.axis_name)
-            check_mean(loss, local, batch, args, f"adaoptax.measure.devices({self.axis_name!r})")
+            check_mean(
+                loss, local, batch, args, f"adaoptax.measure.devices({self.axis_name!r})", rows
+            )
             (value, aux), grads, stats = inner(local, batch, args, mask)
             coordinate = "coordinate" in self.statistics
             if coordinate and self.inner is not None and stats.coordinate_variance is None:

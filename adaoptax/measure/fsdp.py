@@ -173,7 +173,9 @@ class _Fsdp:
             shards = _to_shards(params, self.specs, axes)
             differentiate = jax.value_and_grad(lambda p: loss(p, batch, args), has_aux=True)
             (value, aux), gradient = differentiate(shards)
-            check_mean(loss, shards, batch, args, f"adaoptax.measure.fsdp({self.axis_name!r})")
+            check_mean(
+                loss, shards, batch, args, f"adaoptax.measure.fsdp({self.axis_name!r})", rows
+            )
             found = jax.tree.leaves(gradient, is_leaf=_is_shard)
             mean = [shard.value / devices for shard in found]
             grads = jax.tree.unflatten(jax.tree.structure(params), mean)

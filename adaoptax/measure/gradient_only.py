@@ -46,7 +46,7 @@ def gradient_of_rows(
     loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, mask: Any
 ) -> tuple[tuple[jax.Array, Any], ArrayTree, jax.Array]:
     """``((loss, aux), grads, weight [B])`` of a mean over real rows, each a batch of one."""
-    check_mean(loss, params, batch, args, "single rows")
+    check_mean(loss, params, batch, args, "single rows", 1)
     check_one_row(loss, params, batch, args)
     num_rows = count_rows(batch)
     weight = jnp.ones(num_rows, _tree.scalar_dtype(params))

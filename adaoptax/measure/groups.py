@@ -48,7 +48,9 @@ class _Groups:
                     f"Expected a batch that divides in n={self.n} equal groups, got {num_rows}"
                     " examples: choose another n, or pad the batch and mask the padding."
                 )
-            check_mean(loss, params, batch, args, f"adaoptax.measure.groups({self.n})")
+            check_mean(
+                loss, params, batch, args, f"adaoptax.measure.groups({self.n})", num_rows // self.n
+            )
             shards = self.shards or shards_of(batch, params, self.n)
             if shards > 1:
                 each = dataclasses.replace(self, n=self.n // shards, shards=1, stop_early=False)

@@ -26,7 +26,7 @@ class _InnerProducts:
 
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             check_two(count_rows(batch))
-            check_mean(loss, params, batch, args, "adaoptax.measure.inner_products")
+            check_mean(loss, params, batch, args, "adaoptax.measure.inner_products", 1)
             if self.variance is None:
                 out, grads, weight = gradient_of_rows(loss, params, batch, args, mask)
                 count = jnp.sum(weight)

@@ -144,7 +144,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
 
     def init(params: ArrayTree, *inputs: Any) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
-        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps")
+        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", count_rows(batch))
         none = jnp.zeros([1], _tree.scalar_dtype(params))
         values = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
@@ -165,7 +165,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
     ) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
         mask = checked_mask(mask, count_rows(batch))
-        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps")
+        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", count_rows(batch))
         metric = as_metric(preconditioner, params)
         described = loss._replace(metric=metric)
         part = channels_last(lambda: measure(described, params, batch, args, mask))()

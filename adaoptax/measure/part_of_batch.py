@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.exact.sizes import trace_of_length
+from adaoptax.measure.exact.one_row import LENGTHS, check_alike
+from adaoptax.measure.exact.sizes import Differs, trace_of_length
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.equations import all_equations, axes_met, removed_axes
@@ -25,12 +26,6 @@ REDUCED = """\
 Expected a loss of the rows of one device with adaoptax.measure.devices({axis_name!r}), got one \
 that is equal on all of them: this usually means that loss_fn ends in jax.lax.pmean or psum. Leave \
 that out, adaoptax takes the mean over devices."""
-
-
-SQUEEZED = """\
-Expected loss_fn to keep the axis of rows, got squeeze at {line}, which removes it from a batch of \
-one row, as a method makes them: what follows would take another axis for the rows. Name the axis \
-that goes, as in squeeze(axis=-1)."""
 
 
 def program_of(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> tuple[Any, Any]:
@@ -70,26 +65,44 @@ def coarsest_epsilon(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tupl
     return max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
 
 
-def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
-    """Raises ValueError for a loss that does not take one row as a batch of one.
+ONE_ROW = """\
+Expected loss_fn to do with one row what it does with several, as this method takes each row as a \
+batch of one, got {what}. {cure}"""
+SQUEEZED = """\
+squeeze at {line}, which also removes the axis of a single row: what follows would take another \
+axis for the rows"""
+NAME_IT = "Name the axis that goes, as in squeeze(axis=-1)."
+BRANCH = """\
+This usually means a branch of Python on the length of the batch. Measure with \
+adaoptax.measure.exact(), which calls loss_fn on the whole batch, or leave the branch out."""
 
-    It is traced with one row and with two, and may not remove more axes of one; a scalar that is
-    left has no axis to be mistaken for that of rows. Of kind ``"assumed"`` all passes.
+
+def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
+    """Raises ValueError unless one row, as a batch of one, has the loss that rows have in a batch.
+
+    Of kind ``"assumed"`` all passes.
     """
     if loss.kind == "assumed":
         return
+    programs = [check_part(loss, params, batch, args, rows) for rows in LENGTHS]
+    try:
+        check_alike(*programs)
+    except Differs as error:
+        what, cure = f"one of which {error}", BRANCH
+        if line := _squeeze_of_one(*programs[:2]):
+            what, cure = SQUEEZED.format(line=line), NAME_IT
+        raise ValueError(ONE_ROW.format(what=what, cure=cure)) from error
+
+
+def _squeeze_of_one(one: Any, two: Any) -> str:
+    """The line of a squeeze that removes more axes from one row than from two; empty if none."""
     removed = [
-        collections.Counter(
-            {line: n for eqn, line in all_equations(program) if (n := removed_axes(eqn))}
-        )
-        for program in (check_part(loss, params, batch, args, rows) for rows in (1, 2))
+        collections.Counter({line: removed_axes(eqn) for eqn, line in all_equations(each.jaxpr)})
+        for each in (one, two)
     ]
-    for line, axes in removed[0].items():
-        if axes > removed[1][line]:
-            raise ValueError(SQUEEZED.format(line=line))
+    return next(iter(removed[0] - removed[1]), "")
 
 
 def check_part(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, rows: int) -> Any:
     """The program of a loss with `rows` rows; ValueError where it takes only the whole batch."""
-    closed = trace_of_length(loss.of_trace(args), params, batch, num_rows=rows)[0]
-    return closed.jaxpr
+    return trace_of_length(loss.of_trace(args), params, batch, num_rows=rows)[0]

@@ -23,7 +23,7 @@ class _PerExample:
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             num_rows = count_rows(batch)
             check_two(num_rows)
-            check_mean(loss, params, batch, args, "adaoptax.measure.per_example")
+            check_mean(loss, params, batch, args, "adaoptax.measure.per_example", 1)
             return measure_groups(
                 loss,
                 params,

@@ -1,5 +1,6 @@
 """What has to be proved of a loss before it is measured, and what is said where it is not."""
 
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -82,14 +83,17 @@ loss_fn, and pass its position in key_argnums; or measure with adaoptax.measure.
 calls loss_fn on the whole batch."""
 
 
-def check_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str) -> None:
+def check_mean(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str, part: int
+) -> None:
     """Raises ValueError unless the loss of a batch is proved to be the mean of those of its parts.
 
-    For methods that call the loss on parts of the batch. The loss is traced twice and never run.
+    For methods that call the loss on parts of `part` rows. It is traced with as many and with all,
+    or twice as many if these are all, and never run.
     """
     if loss.kind != "separable":
         return
-    plan = plan_of_mean(loss, params, batch, args, method)
+    plan = plan_of_mean(loss, params, batch, args, method, part)
     check_plan(loss, plan)
     refuse = lambda what, cure: ValueError(NO_MEAN.format(method=method, what=what, cure=cure))
     if plan.whole_batch:
@@ -108,18 +112,21 @@ def check_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, met
         raise refuse(SUM.format(factor=2.0 ** (plan.loss.power + 1)), TAKE_A_MEAN)
 
 
-def is_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> bool:
+def is_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, part: int) -> bool:
     """Whether `check_mean` passes."""
     try:
-        check_mean(loss, params, batch, args, "")
+        check_mean(loss, params, batch, args, "", part)
     except ValueError:
         return False
     return True
 
 
-def plan_of_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str) -> Plan:
-    """The plan of a loss with its sizes, from two traces."""
-    num_rows = max(count_rows(batch), 2)
+def plan_of_mean(
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str, part: int
+) -> Plan:
+    """The plan of a loss of so many rows with its sizes, from two traces."""
+    few = max(part, 2)  # an axis of one row may be written otherwise: see `one_row.py`
+    many = count_rows(batch) if count_rows(batch) > few else 2 * few
     keys = {i: args[i] for i, declared in enumerate(loss.is_key(args)) if declared}
 
     def fn(params: ArrayTree, batch: ArrayTree, keys: dict[int, Any]) -> Any:
@@ -129,13 +136,12 @@ def plan_of_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, m
     traced = lambda length: for_first_output(
         trace_of_length(fn, params, batch, keys, num_rows=length)[0]
     )
-    small, large = traced(num_rows), traced(2 * num_rows)
+    small, large = traced(few), traced(many)
     try:
-        sizes = sizes_of(small, large)
+        sizes = sizes_of(small, large, Fraction(many, few))
     except Differs as error:
         raise ValueError(
             NO_MEAN.format(method=method, what=f"one of which {error}", cure=SEE_THE_BATCH)
         ) from error
-    return make_plan(
-        small, len(jax.tree.leaves(params)), num_rows, len(jax.tree.leaves(keys)), sizes
-    )
+    # The constants of fewer rows are the beginnings of those of more: what is alike there is here.
+    return make_plan(large, len(jax.tree.leaves(params)), many, len(jax.tree.leaves(keys)), sizes)

@@ -1,10 +1,11 @@
-"""How a loss depends on the length of its batch, seen by tracing it a second time, twice as long.
+"""How a loss depends on the length of its batch, seen by tracing it with two lengths.
 
 The two programs have the same equations. A number that is written in them and differs counts rows:
-the 32 in ``sum(losses) / 32`` is a 64 in the other. A mean divides by one such number.
+the 32 in ``sum(losses) / 32`` is a 64 in that of 64 rows. A mean divides by one such number.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ def shapes_of_length(batch: ArrayTree, num_rows: int) -> ArrayTree:
 
 
 class Differs(ValueError):
-    """The programs of a batch and of one twice as long differ in more than sizes, as it says."""
+    """The programs of a batch and of a longer one differ in more than sizes, as it says."""
 
 
 def trace_of_length(
@@ -83,13 +84,13 @@ class Sizes(NamedTuple):
         return any(other[: len(place)] == place for other in every)
 
 
-def sizes_of(small: Any, large: Any) -> Sizes:
-    """What differs between the programs of a batch and of one twice as long.
+def sizes_of(small: Any, large: Any, times: Fraction = Fraction(2)) -> Sizes:
+    """What differs between the programs of a batch and of one that has `times` as many rows.
 
     Raises:
         Differs: If the programs are not the same but for sizes.
     """
-    every = list(_differences(small, large, ()))
+    every = list(_Lengths(times).differences(small, large, ()))
     return Sizes(
         {found.place: found.powers for found in every if found.powers},
         {found.place: found.growing for found in every if found.growing},
@@ -108,41 +109,105 @@ class _Found(NamedTuple):
     turns: bool
 
 
-def _differences(small: Any, large: Any, place: Place) -> Iterator[_Found]:
-    if len(small.jaxpr.eqns) != len(large.jaxpr.eqns):
-        raise Differs(
-            "it has more equations for more examples, as if it looped over them in Python"
-        )
-    for a, b in zip(small.consts, large.consts, strict=True):
-        if a is not b and not _begins_with(b, a):
-            raise Differs("it computes with a constant that depends on the number of examples")
-    for i, (eqn, other) in enumerate(zip(small.jaxpr.eqns, large.jaxpr.eqns, strict=True)):
-        here = (*place, i)
-        if not same_kind(eqn, other):
-            raise Differs(f"{describe_place(eqn)} is another operation for more examples")
-        yield _found(eqn, other, here)
-        yield from _inside(eqn, other, here)
-    for a, b in zip(small.jaxpr.outvars, large.jaxpr.outvars, strict=True):
-        if is_literal(a) != is_literal(b) or (is_literal(a) and not _same(a.val, b.val)):
-            raise Differs("it returns a number that depends on the number of examples")
+class _Lengths:
+    """Compares two programs, the second of which has `times` as many rows."""
 
+    def __init__(self, times: Fraction) -> None:
+        self._times = times
 
-def _inside(eqn: Any, other: Any, here: Place) -> Iterator[_Found]:
-    match describe(eqn), describe(other):
-        case read.Branch() as one, read.Branch() as two:
-            for j, programs in enumerate(zip(one.programs, two.programs, strict=True)):
-                yield from _differences(*programs, (*here, j))
-        case read.Call(custom=False) as one, read.Call() as two:
-            yield from _differences(one.program, two.program, here)
-        case read.Loop() as one, read.Loop() as two:
-            yield from _differences(one.program, two.program, here)
-        case (read.Call() | read.While()) as one, (read.Call() | read.While()) as two:
-            found = list(_differences(one.program, two.program, here))
-            if isinstance(one, read.While) and isinstance(two, read.While):
-                found += _differences(one.condition, two.condition, condition_at(here))
-            if any(inside.powers for inside in found):
-                raise Differs(f"{describe_place(eqn)} computes with the number of examples")
-            yield from found
+    def differences(self, small: Any, large: Any, place: Place) -> Iterator[_Found]:
+        """All that differs, equation by equation, at any depth."""
+        if len(small.jaxpr.eqns) != len(large.jaxpr.eqns):
+            raise Differs(
+                "it has more equations for more examples, as if it looped over them in Python"
+            )
+        for a, b in zip(small.consts, large.consts, strict=True):
+            if a is not b and not begins_with(b, a):
+                raise Differs("it computes with a constant that depends on the number of examples")
+        one, two = small.jaxpr, large.jaxpr
+        partners: dict[Any, Any] = {}
+        meet = lambda a, b: partners.update(zip(a, b, strict=True))
+        alike = lambda a, b: is_literal(b) if is_literal(a) else partners[a] is b
+        meet((*one.constvars, *one.invars), (*two.constvars, *two.invars))
+        for i, (eqn, other) in enumerate(zip(one.eqns, two.eqns, strict=True)):
+            here = (*place, i)
+            if not same_kind(eqn, other) or not all(map(alike, eqn.invars, other.invars)):
+                raise Differs(f"{describe_place(eqn)} is another operation for more examples")
+            yield self._found(eqn, other, here)
+            yield from self._inside(eqn, other, here)
+            meet(eqn.outvars, other.outvars)
+        for a, b in zip(one.outvars, two.outvars, strict=True):
+            if not alike(a, b) or (is_literal(a) and not same_numbers(a.val, b.val)):
+                raise Differs("it returns another value for more examples")
+
+    def _inside(self, eqn: Any, other: Any, here: Place) -> Iterator[_Found]:
+        match describe(eqn), describe(other):
+            case read.Branch() as one, read.Branch() as two:
+                for j, programs in enumerate(zip(one.programs, two.programs, strict=True)):
+                    yield from self.differences(*programs, (*here, j))
+            case read.Call(custom=False) as one, read.Call() as two:
+                yield from self.differences(one.program, two.program, here)
+            case read.Loop() as one, read.Loop() as two:
+                yield from self.differences(one.program, two.program, here)
+            case (read.Call() | read.While()) as one, (read.Call() | read.While()) as two:
+                found = list(self.differences(one.program, two.program, here))
+                if isinstance(one, read.While) and isinstance(two, read.While):
+                    found += self.differences(one.condition, two.condition, condition_at(here))
+                if any(inside.powers for inside in found):
+                    raise Differs(f"{describe_place(eqn)} computes with the number of examples")
+                yield from found
+
+    def _found(self, eqn: Any, other: Any, here: Place) -> _Found:
+        one, two = describe(eqn), describe(other)
+        loops = isinstance(one, read.Loop) and isinstance(two, read.Loop)
+        turns = loops and one.options["length"] != two.options["length"]  # type: ignore[union-attr]
+        growing = self._growing(eqn, other)
+        if isinstance(one, read.Slice):
+            fixed = [a for a in range(len(one.strides)) if a not in growing.get(0, ())]
+            cut = lambda does: [[ends[a] for a in fixed] for ends in (*does.starts, *does.limits)]
+            if cut(one) != cut(two):
+                raise Differs(f"{describe_place(eqn)} cuts at a place that depends on their number")
+        return _Found(here, self._powers(eqn, other), growing, self._counts(eqn, other), turns)
+
+    def _counts(self, eqn: Any, other: Any) -> dict[int, int | None]:
+        return {
+            i: 1 if int(b) == int(a) * self._times else None
+            for i, a, b in _different_numbers(eqn, other)
+            if _is_integer(a)
+        }
+
+    def _powers(self, eqn: Any, other: Any) -> dict[int, int]:
+        found = {}
+        for i, a, b in _different_numbers(eqn, other):
+            if _is_integer(a):
+                continue  # in `_counts`: often the size of an axis, to which an index is compared
+            ratio = b / a if a else 0
+            positive = np.imag(ratio) == 0 and np.real(ratio) > 0
+            power = np.log(float(np.real(ratio))) / np.log(float(self._times)) if positive else 0.5
+            if abs(power - round(power)) > 1e-6:
+                raise Differs(
+                    f"{describe_place(eqn)} computes with {a}, which is {b} for {self._times} times"
+                    " as many examples"
+                )
+            found[i] = round(power)
+        return found
+
+    def _growing(self, eqn: Any, other: Any) -> dict[int, tuple[int, ...]]:
+        shape = lambda v: getattr(v.aval, "shape", ())
+        found = {}
+        for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
+            axes = tuple(
+                axis
+                for axis, (one, two) in enumerate(zip(shape(a), shape(b), strict=True))
+                if one != two
+            )
+            if any(shape(b)[axis] != shape(a)[axis] * self._times for axis in axes):
+                raise Differs(
+                    f"{describe_place(eqn)} has an axis that does not grow as their number"
+                )
+            if axes:
+                found[i] = axes
+        return found
 
 
 def condition_at(place: Place) -> Place:
@@ -150,70 +215,26 @@ def condition_at(place: Place) -> Place:
     return (*place, "condition")
 
 
-def _found(eqn: Any, other: Any, here: Place) -> _Found:
-    one, two = describe(eqn), describe(other)
-    loops = isinstance(one, read.Loop) and isinstance(two, read.Loop)
-    turns = loops and one.options["length"] != two.options["length"]  # type: ignore[union-attr]
-    growing = _growing(eqn, other)
-    if isinstance(one, read.Slice):
-        fixed = [a for a in range(len(one.strides)) if a not in growing.get(0, ())]
-        cut = lambda does: [[ends[a] for a in fixed] for ends in (*does.starts, *does.limits)]
-        if cut(one) != cut(two):
-            raise Differs(f"{describe_place(eqn)} cuts at a place that depends on their number")
-    return _Found(here, _powers(eqn, other), growing, _counts(eqn, other), turns)
-
-
-def _counts(eqn: Any, other: Any) -> dict[int, int | None]:
-    found: dict[int, int | None] = {}
+def _different_numbers(eqn: Any, other: Any) -> Iterator[tuple[int, Any, Any]]:
+    """Operands that are different numbers in two equations: which, and both."""
     for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
-        differ = is_literal(a) and is_literal(b) and not _same(a.val, b.val)
-        if differ and np.issubdtype(np.asarray(a.val).dtype, np.integer):
-            found[i] = 1 if b.val == 2 * a.val else None
-    return found
+        if is_literal(a) and is_literal(b) and not same_numbers(a.val, b.val):
+            yield i, a.val, b.val
 
 
-def _powers(eqn: Any, other: Any) -> dict[int, int]:
-    found = {}
-    for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
-        if is_literal(a) and is_literal(b) and not _same(a.val, b.val):
-            if np.issubdtype(np.asarray(a.val).dtype, np.integer):
-                continue  # in `_counts`: often the size of an axis, to which an index is compared
-            ratio = b.val / a.val if a.val else 0
-            positive = np.imag(ratio) == 0 and np.real(ratio) > 0
-            power = np.log2(float(np.real(ratio))) if positive else 0.5
-            if abs(power - round(power)) > 1e-6:
-                raise Differs(
-                    f"{describe_place(eqn)} computes with {a.val}, which is {b.val} for twice as"
-                    " many examples"
-                )
-            found[i] = round(power)
-    return found
+def _is_integer(number: Any) -> bool:
+    return np.issubdtype(np.asarray(number).dtype, np.integer)
 
 
-def _growing(eqn: Any, other: Any) -> dict[int, tuple[int, ...]]:
-    shape = lambda v: getattr(v.aval, "shape", ())
-    found = {}
-    for i, (a, b) in enumerate(zip(eqn.invars, other.invars, strict=True)):
-        axes = tuple(
-            axis
-            for axis, (one, two) in enumerate(zip(shape(a), shape(b), strict=True))
-            if one != two
-        )
-        if any(shape(b)[axis] != 2 * shape(a)[axis] for axis in axes):
-            raise Differs(f"{describe_place(eqn)} has an axis that is not twice as long for them")
-        if axes:
-            found[i] = axes
-    return found
-
-
-def _begins_with(large: Any, small: Any) -> bool:
+def begins_with(large: Any, small: Any) -> bool:
     """Whether a constant is the beginning of another, along every axis."""
     if isinstance(small, jax.core.Tracer) or isinstance(large, jax.core.Tracer):
-        return np.shape(small) != np.shape(large) or _same(small, large)
-    return _same(large[tuple(slice(size) for size in np.shape(small))], small)
+        return np.shape(small) != np.shape(large) or same_numbers(small, large)
+    return same_numbers(large[tuple(slice(size) for size in np.shape(small))], small)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_numbers(a: Any, b: Any) -> bool:
+    """Whether constants are equal; random keys always are."""
     if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
         return a is b
     if jax.dtypes.issubdtype(getattr(a, "dtype", None), jax.dtypes.extended):

@@ -126,8 +126,20 @@ def _where(effect: Any, jaxpr: Any) -> str:
     return "an unknown equation"
 
 
+_WITHOUT_SIZES = (Entrywise, Transpose, Reduce, Along, Concatenate, Stack, Unstack, Product)
+_WITH_COUNTS = (Loop, Convolution)  # turns, and groups of kernels
+
+
 def same_kind(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
-    """Whether two equations do the same to arrays of perhaps different sizes."""
+    """Whether two equations do the same to the same axes, of perhaps different sizes."""
+    one, two = describe(a), describe(b)
+    if not same_operation(a, b) or (isinstance(one, _WITHOUT_SIZES) and one != two):
+        return False
+    return isinstance(one, _WITH_COUNTS) or _numbers_of(a) == _numbers_of(b)
+
+
+def same_operation(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
+    """Whether two equations do the same, perhaps to other axes."""
     if a.primitive is not b.primitive or len(a.invars) != len(b.invars):
         return False
     return not isinstance(describe(a), Entrywise) or _numbers_of(a) == _numbers_of(b)

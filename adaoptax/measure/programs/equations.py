@@ -104,7 +104,10 @@ def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
 
 
 def removed_axes(eqn: jex.JaxprEqn) -> int:
-    """Axes of length one that an equation takes off, if more than a scalar is left."""
-    if eqn.primitive.name != "squeeze" or not eqn.outvars[0].aval.ndim:  # type: ignore[attr-defined]
-        return 0
-    return len(Parameters(eqn)["dimensions"])
+    """Axes of length one that an equation takes off."""
+    return len(Parameters(eqn)["dimensions"]) if eqn.primitive.name == "squeeze" else 0
+
+
+def only_shapes(eqn: jex.JaxprEqn) -> bool:
+    """Whether an equation has the entries of its operand in their order, in another shape."""
+    return eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")

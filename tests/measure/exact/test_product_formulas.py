@@ -1,6 +1,7 @@
 """Every formula for products, wherever their axes lie: each must give the same statistics."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +102,12 @@ def test_operands_are_not_rearranged(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
     def moves(fn):
-        program = jax.make_jaxpr(fn)(W, X)
+        program: Any = jax.make_jaxpr(fn)(W, X)
         moved = [
             eqn for eqn, _ in all_equations(program.jaxpr) if eqn.primitive.name == "transpose"
         ]
-        return sum({B, T} <= {*eqn.outvars[0].aval.shape} for eqn in moved)
+        shapes: list[Any] = [eqn.outvars[0].aval for eqn in moved]
+        return sum({B, T} <= {*shape.shape} for shape in shapes)
 
     measured = value_grad_and_stats(heads, measure.exact(("norm",)))
     assert moves(measured) == moves(jax.value_and_grad(heads))

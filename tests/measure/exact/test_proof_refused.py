@@ -187,6 +187,6 @@ def test_what_mixes_is_named(name):
         check_separable(loss_fn)
     with pytest.raises(
         ValueError,
-        match=rf"examples meet.*: .*{operation}|another operation|more equations|not twice as long",
+        match=rf"examples meet.*: .*{operation}|another operation|more equations|does not grow",
     ):
         check(loss_fn)

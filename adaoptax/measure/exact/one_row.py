@@ -1,0 +1,152 @@
+"""Whether a loss does the same to one row as to several, by its programs alone.
+
+JAX writes less for an axis of one entry, which need not be broadcast, batched or moved. So the
+programs are compared as they are without such axes: the same operations, on the same operands,
+with the same numbers.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adaoptax.measure.exact.sizes import Differs, begins_with, same_numbers, sizes_of
+from adaoptax.measure.programs import descriptions as read
+from adaoptax.measure.programs.describe import (
+    bodies_of,
+    describe,
+    describe_place,
+    same_operation,
+)
+from adaoptax.measure.programs.equations import only_shapes
+from adaoptax.measure.programs.evaluate import is_literal
+
+LENGTHS = (1, 2, 4)  # between two and four axes grow, and halved they are as for one
+
+
+def check_alike(one: Any, two: Any, four: Any) -> None:
+    """Raises `Differs` unless the closed jaxprs of a loss of `LENGTHS` rows do the same."""
+    sizes_of(two, four)
+    for few, many in zip(one.consts, two.consts, strict=True):
+        if few is not many and not begins_with(many, few):
+            raise Differs("it computes with a constant that depends on the number of examples")
+    _compare(_Program(one.jaxpr, one.jaxpr), _Program(two.jaxpr, four.jaxpr), "at the end")
+
+
+class _Number(NamedTuple):
+    """A number that is written in a program, and what it is for twice as many rows."""
+
+    value: Any
+    longer: Any
+
+
+class _Program:
+    """A program without what only changes shapes, its values named by where they arise.
+
+    Args:
+        program: The jaxpr.
+        longer: That of twice as many rows, which tells which axes grow; itself for one row.
+    """
+
+    def __init__(self, program: Any, longer: Any) -> None:
+        inputs = (*program.constvars, *program.invars)
+        self._names: dict[Any, Any] = {v: ("input", i) for i, v in enumerate(inputs)}
+        self.equations: list[tuple[Any, Any]] = []  # here, and in the longer one
+        for eqn, other in zip(program.eqns, longer.eqns, strict=True):
+            if only_shapes(eqn) or _moves_nothing(eqn, other):
+                self._names[eqn.outvars[0]] = self.name(eqn.invars[0], other.invars[0])
+            else:
+                here = len(self.equations)
+                self._names.update({v: (here, i) for i, v in enumerate(eqn.outvars)})
+                self.equations.append((eqn, other))
+        self.results = list(map(self.name, program.outvars, longer.outvars))
+
+    def name(self, v: Any, longer: Any) -> Any:
+        """Where a value arises, or the number that it is."""
+        return _Number(v.val, longer.val) if is_literal(v) else self._names[v]
+
+
+def _compare(one: _Program, two: _Program, after: str) -> None:
+    for pair, other_pair in zip(one.equations, two.equations, strict=False):
+        here = describe_place(other_pair[0])
+        if not _same_operation(pair, other_pair):
+            raise Differs(f"{here} is another operation for one row")
+        _check_values(_operands(one, pair), _operands(two, other_pair), here)
+        inside = (zip(*map(bodies_of, each), strict=True) for each in (pair, other_pair))
+        for body, other_body in zip(*inside, strict=True):
+            _compare(_Program(*body), _Program(*other_body), here)
+    if len(one.equations) != len(two.equations):
+        raise Differs(f"there are more or fewer operations for one row, {after}")
+    _check_values(one.results, two.results, after)
+
+
+def _operands(program: _Program, pair: tuple[Any, Any]) -> list[Any]:
+    return list(map(program.name, pair[0].invars, pair[1].invars))
+
+
+def _check_values(one: Iterable[Any], two: Iterable[Any], here: str) -> None:
+    for a, b in zip(one, two, strict=True):
+        if isinstance(a, _Number) and isinstance(b, _Number):
+            alike = _counts_rows(a.value, b.value, b.longer)
+        else:
+            alike = not isinstance(a, _Number) and a == b
+        if not alike:
+            raise Differs(f"{here} takes another value for one row")
+
+
+def _same_operation(pair: tuple[Any, Any], other_pair: tuple[Any, Any]) -> bool:
+    eqn, other = pair[0], other_pair[0]
+    types = lambda eqn: [getattr(v.aval, "dtype", None) for v in eqn.outvars]
+    bodies = lambda eqn: len(bodies_of(eqn))
+    return (
+        same_operation(eqn, other)
+        and types(eqn) == types(other)
+        and bodies(eqn) == bodies(other)
+        and _on_axes(*pair) == _on_axes(*other_pair)
+    )
+
+
+def _on_axes(eqn: Any, longer: Any) -> Any:
+    """What an equation does to the axes that have more than one entry for one row."""
+    operands = list(map(_axes, eqn.invars, longer.invars))
+    match describe(eqn):
+        case read.Product(contract, batch):
+            place = lambda axes, a: axes.index(a) if a in axes else None
+            return [
+                [(place(contract[side], a), place(batch[side], a), size) for a, size in axes]
+                for side, axes in enumerate(operands)
+            ]
+        case read.Transpose(order):
+            there = [a for a, _ in operands[0]]
+            return [there.index(a) for a in order if a in there]
+        case read.Reduce(gone) | read.Along(gone):
+            return [[(a in gone, size) for a, size in axes] for axes in operands]
+        case _:
+            return [[size for _, size in axes] for axes in operands]
+
+
+def _axes(v: Any, longer: Any) -> list[tuple[int, int]]:
+    """Number and size, for one row, of the axes of a value that have more than one entry."""
+    shapes = (getattr(x.aval, "shape", ()) for x in (v, longer))
+    sizes = (a if a == b else a // 2 for a, b in zip(*shapes, strict=True))
+    return [(axis, size) for axis, size in enumerate(sizes) if size != 1]
+
+
+def _moves_nothing(eqn: Any, longer: Any) -> bool:
+    if not isinstance(describe(eqn), read.Transpose):
+        return False
+    order: Sequence[int] = _on_axes(eqn, longer)
+    return list(order) == sorted(order)
+
+
+def _counts_rows(one: Any, two: Any, four: Any) -> bool:
+    """Whether numbers are the same, or go with a power of the number of rows."""
+    if same_numbers(one, two) and same_numbers(two, four):
+        return True
+    numbers = [np.asarray(x) for x in (one, two, four)]
+    if any(x.ndim or x.dtype.kind not in "iuf" for x in numbers):
+        return False
+    if numbers[0].dtype.kind in "iu":  # such as the last index
+        return int(four) - int(two) == 2 * (int(two) - int(one))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bool(np.isclose(two / one, four / two, rtol=1e-6))
