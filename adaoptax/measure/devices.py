@@ -155,15 +155,14 @@ class Devices:
 
         def measure(params: Any, batch: Any, args: tuple, mask: Any) -> Measured:
             rows = count_rows(batch)
-            check_bound(self.axis_name)
+            devices = check_bound(self.axis_name)
             _check_replicated(params, self.axis_name)
             args = keys_of_device(loss, args, self.axis_name)
             inner = (self.inner or _OneGroup(("norm",)))(loss)
             local = vary(params, self.axis_name)
             check_devices_apart(loss, local, batch, args, self.axis_name)
-            check_mean(
-                loss, local, batch, args, f"adaoptax.measure.devices({self.axis_name!r})", rows
-            )
+            name = f"adaoptax.measure.devices({self.axis_name!r})"
+            check_mean(loss, local, batch, args, name, rows, devices * rows)
             (value, aux), grads, stats = inner(local, batch, args, mask)
             coordinate = "coordinate" in self.statistics
             if coordinate and self.inner is not None and stats.coordinate_variance is None:

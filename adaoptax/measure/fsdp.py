@@ -174,7 +174,13 @@ class _Fsdp:
             differentiate = jax.value_and_grad(lambda p: loss(p, batch, args), has_aux=True)
             (value, aux), gradient = differentiate(shards)
             check_mean(
-                loss, shards, batch, args, f"adaoptax.measure.fsdp({self.axis_name!r})", rows
+                loss,
+                shards,
+                batch,
+                args,
+                f"adaoptax.measure.fsdp({self.axis_name!r})",
+                rows,
+                devices * rows,
             )
             found = jax.tree.leaves(gradient, is_leaf=_is_shard)
             mean = [shard.value / devices for shard in found]

@@ -144,7 +144,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
 
     def init(params: ArrayTree, *inputs: Any) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
-        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", count_rows(batch))
+        _check_mean(loss, params, batch, args)
         none = jnp.zeros([1], _tree.scalar_dtype(params))
         values = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, _sum_dtype(shape.dtype)),
@@ -165,7 +165,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
     ) -> MicroStepsState:
         batch, args = loss.split(params, inputs)
         mask = checked_mask(mask, count_rows(batch))
-        check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", count_rows(batch))
+        _check_mean(loss, params, batch, args)
         metric = as_metric(preconditioner, params)
         described = loss._replace(metric=metric)
         part = channels_last(lambda: measure(described, params, batch, args, mask))()
@@ -195,6 +195,13 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
         return ((value, aux) if loss.has_aux else value), grads, stats
 
     return MicroSteps(init, add, finish)
+
+
+def _check_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
+    """How many micro-batches follow is not known: what holds for so many holds for fewer."""
+    rows = count_rows(batch)
+    most = max(2 * rows, min(64 * rows, 4096))
+    check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", rows, most)
 
 
 def _one_group(coordinate: bool) -> Callable[..., MicroStepsState]:

@@ -95,6 +95,13 @@ def test_a_path_that_no_part_takes_is_no_matter(branch, way):
     np.testing.assert_allclose(found[1], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_place_that_only_a_later_micro_batch_reaches():
+    """The whole batch is not at hand: a mask of its first 100 rows is none in the first 16."""
+    loss_fn = lambda w, x: jnp.mean(losses(w, x) * (jnp.arange(len(x)) < 100))
+    with pytest.raises(ValueError, match="by its place in the batch"):
+        micro_steps(loss_fn).init(W, X)
+
+
 def test_exact_sees_the_whole_batch():
     for branch in BRANCHES:
         loss_fn = lambda w, x, branch=branch: branch(w, x, 9)

@@ -84,16 +84,22 @@ calls loss_fn on the whole batch."""
 
 
 def check_mean(
-    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str, part: int
+    loss: Loss,
+    params: ArrayTree,
+    batch: ArrayTree,
+    args: tuple,
+    method: str,
+    part: int,
+    whole: int | None = None,
 ) -> None:
     """Raises ValueError unless the loss of a batch is proved to be the mean of those of its parts.
 
-    For methods that call the loss on parts of `part` rows. It is traced with as many and with all,
-    or twice as many if these are all, and never run.
+    For methods that call the loss on parts of `part` rows. It is traced with as many and with the
+    `whole` (by default that of the batch), or twice as many if these are all, and never run.
     """
     if loss.kind != "separable":
         return
-    plan = plan_of_mean(loss, params, batch, args, method, part)
+    plan = plan_of_mean(loss, params, batch, args, method, part, whole or count_rows(batch))
     check_plan(loss, plan)
     refuse = lambda what, cure: ValueError(NO_MEAN.format(method=method, what=what, cure=cure))
     if plan.whole_batch:
@@ -122,11 +128,11 @@ def is_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, part: 
 
 
 def plan_of_mean(
-    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str, part: int
+    loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple, method: str, part: int, whole: int
 ) -> Plan:
-    """The plan of a loss of so many rows with its sizes, from two traces."""
+    """The plan of a loss of the whole with its sizes, from two traces."""
     few = max(part, 2)  # an axis of one row may be written otherwise: see `one_row.py`
-    many = count_rows(batch) if count_rows(batch) > few else 2 * few
+    many = whole if whole > few else 2 * few
     keys = {i: args[i] for i, declared in enumerate(loss.is_key(args)) if declared}
 
     def fn(params: ArrayTree, batch: ArrayTree, keys: dict[int, Any]) -> Any:

@@ -91,7 +91,10 @@ class _Part(NamedTuple):
 
     def restored(self, seen: jax.Array) -> jax.Array:
         """The inverse of `seen`, with zeros where the cluster sees nothing."""
-        zeros = vary_like(jnp.zeros(self.cluster.leaf.aval.shape, seen.dtype), seen)
+        site, leaf = self.cluster.sites[0], self.cluster.leaf
+        if site.expression is leaf:
+            return site.rule.restore(seen) if site.rule else seen.reshape(leaf.aval.shape)
+        zeros = vary_like(jnp.zeros(leaf.aval.shape, seen.dtype), seen)
         return jax.vjp(self.seen, zeros)[1](seen)[0]
 
 
