@@ -64,7 +64,7 @@ def page() -> str:
         for name, named in table.items():
             loss = describe_loss(named.fn)
             whole = outcome(lambda loss=loss: check_plan(loss, plan_of(loss)))
-            parts = outcome(check_mean, loss, params, batch, (), "groups")
+            parts = outcome(check_mean, loss, params, batch, (), "groups", count_rows(batch) // 2)
             why = named.why.replace("|", "\\|")
             text += f"| {name} | {whole} | {parts} | {why} |\n"
         text += "\n"
