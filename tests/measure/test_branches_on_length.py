@@ -42,12 +42,48 @@ def other_operand(w, x, fewer_than):
     return h - 2 * g if len(x) >= fewer_than else g - 2 * h
 
 
+def other_broadcast(w, x, fewer_than):
+    scale = w[0, :, None] if len(x) >= fewer_than else w[0, None, :]
+    return jnp.mean(losses(w, x[:, :4] * scale))
+
+
+def other_split(w, x, fewer_than):
+    parts = (2, 3) if len(x) >= fewer_than else (3, 2)
+    return jnp.mean(jax.lax.split(x @ w, parts, axis=1)[0].sum((1, 2)) ** 2)
+
+
+def other_gather(w, x, fewer_than):
+    square = x[:, :4] @ w
+    axis = 1 if len(x) >= fewer_than else 2
+    return jnp.mean(jnp.take(square, jnp.array([0, 2]), axis=axis, mode="clip").sum((1, 2)) ** 2)
+
+
+def other_window(w, x, fewer_than):
+    pads = ((0, 0), (1, 0), (0, 0)) if len(x) >= fewer_than else ((0, 0), (0, 1), (0, 0))
+    sums = jax.lax.reduce_window(x @ w, 0.0, jax.lax.add, (1, 2, 1), (1, 1, 1), pads)
+    return jnp.mean(sums[:, 0].sum(1) ** 2)
+
+
+def other_direction(w, x, fewer_than):
+    sums = jax.lax.cumsum(x @ w, axis=1, reverse=len(x) < fewer_than)
+    return jnp.mean(sums[:, 0].sum(1) ** 2)
+
+
+def other_count(w, x, fewer_than):
+    """As many of the largest entries as there are rows, up to a number."""
+    best = jax.lax.top_k((x @ w).reshape(len(x), -1), 2 if len(x) < fewer_than else 3)[0]
+    return jnp.mean(best**2)
+
+
 def position(w, x, fewer_than):
     """The same in a short batch, where all rows stand in front."""
     return jnp.mean(losses(w, x) * (jnp.arange(len(x)) < fewer_than))
 
 
-BRANCHES = (other_operations, other_number, more_operations, other_axes, other_operand)
+BRANCHES = (
+    other_operations, other_number, more_operations, other_axes, other_operand, other_broadcast,
+    other_split, other_gather, other_window, other_direction, other_count,
+)  # fmt: skip
 
 
 def by_micro_steps(loss_fn):

@@ -5,7 +5,7 @@ programs are compared as they are without such axes: the same operations, on the
 with the same numbers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from adaoptax.measure.programs.describe import (
     describe_place,
     same_operation,
 )
-from adaoptax.measure.programs.equations import only_shapes
+from adaoptax.measure.programs.equations import grows_alike, only_shapes
 from adaoptax.measure.programs.evaluate import is_literal
 
 LENGTHS = (1, 2, 4)  # between two and four axes grow, and halved they are as for one
@@ -26,7 +26,7 @@ LENGTHS = (1, 2, 4)  # between two and four axes grow, and halved they are as fo
 
 def check_alike(one: Any, two: Any, four: Any) -> None:
     """Raises `Differs` unless the closed jaxprs of a loss of `LENGTHS` rows do the same."""
-    sizes_of(two, four)
+    sizes_of(two, four, LENGTHS[1:])
     for few, many in zip(one.consts, two.consts, strict=True):
         if few is not many and not begins_with(many, few):
             raise Differs("it computes with a constant that depends on the number of examples")
@@ -53,7 +53,7 @@ class _Program:
         self._names: dict[Any, Any] = {v: ("input", i) for i, v in enumerate(inputs)}
         self.equations: list[tuple[Any, Any]] = []  # here, and in the longer one
         for eqn, other in zip(program.eqns, longer.eqns, strict=True):
-            if only_shapes(eqn) or _moves_nothing(eqn, other):
+            if _changes_nothing(eqn, other):
                 self._names[eqn.outvars[0]] = self.name(eqn.invars[0], other.invars[0])
             else:
                 here = len(self.equations)
@@ -103,13 +103,25 @@ def _same_operation(pair: tuple[Any, Any], other_pair: tuple[Any, Any]) -> bool:
         and types(eqn) == types(other)
         and bodies(eqn) == bodies(other)
         and _on_axes(*pair) == _on_axes(*other_pair)
+        and (grows_alike((eqn, *other_pair), LENGTHS) or _loses_axes(eqn, other))
     )
+
+
+def _loses_axes(eqn: Any, other: Any) -> bool:
+    """Whether there are fewer axes for one row, and `_on_axes` says all that is done to others."""
+    known = read.Product | read.Transpose | read.Broadcast | read.Reduce | read.Along
+    axes = lambda eqn: [getattr(v.aval, "ndim", 0) for v in (*eqn.invars, *eqn.outvars)]
+    return isinstance(describe(eqn), known) and axes(eqn) != axes(other)
 
 
 def _on_axes(eqn: Any, longer: Any) -> Any:
     """What an equation does to the axes that have more than one entry for one row."""
     operands = list(map(_axes, eqn.invars, longer.invars))
+    results = list(map(_axes, eqn.outvars, longer.outvars))
     match describe(eqn):
+        case read.Entrywise():  # where an operand has one entry, it is repeated
+            there = [a for a, _ in results[0]]
+            return [[there.index(a) for a, _ in axes] for axes in operands]
         case read.Product(contract, batch):
             place = lambda axes, a: axes.index(a) if a in axes else None
             return [
@@ -119,10 +131,13 @@ def _on_axes(eqn: Any, longer: Any) -> Any:
         case read.Transpose(order):
             there = [a for a, _ in operands[0]]
             return [there.index(a) for a in order if a in there]
+        case read.Broadcast(dims):
+            from_axes = {dims[a]: i for i, (a, _) in enumerate(operands[0])}
+            return [from_axes.get(a, ("new", size)) for a, size in results[0]]
         case read.Reduce(gone) | read.Along(gone):
             return [[(a in gone, size) for a, size in axes] for axes in operands]
         case _:
-            return [[size for _, size in axes] for axes in operands]
+            return [[size for _, size in axes] for axes in (*operands, *results)]
 
 
 def _axes(v: Any, longer: Any) -> list[tuple[int, int]]:
@@ -132,11 +147,13 @@ def _axes(v: Any, longer: Any) -> list[tuple[int, int]]:
     return [(axis, size) for axis, size in enumerate(sizes) if size != 1]
 
 
-def _moves_nothing(eqn: Any, longer: Any) -> bool:
-    if not isinstance(describe(eqn), read.Transpose):
-        return False
-    order: Sequence[int] = _on_axes(eqn, longer)
-    return list(order) == sorted(order)
+def _changes_nothing(eqn: Any, longer: Any) -> bool:
+    """Whether the result has the entries of the operand in the same order, for one row."""
+    if isinstance(describe(eqn), read.Transpose | read.Broadcast):
+        return bool(
+            _on_axes(eqn, longer) == list(range(len(_axes(eqn.invars[0], longer.invars[0]))))
+        )
+    return only_shapes(eqn)
 
 
 def _counts_rows(one: Any, two: Any, four: Any) -> bool:

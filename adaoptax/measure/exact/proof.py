@@ -1,6 +1,5 @@
 """What has to be proved of a loss before it is measured, and what is said where it is not."""
 
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -59,7 +58,7 @@ def padding_of(
     num_rows = count_rows(batch)
     try:
         twice = trace_of_length(loss.of_trace(args), params, batch, num_rows=2 * num_rows)[0]
-        sizes = sizes_of(traced, twice)
+        sizes = sizes_of(traced, twice, (num_rows, 2 * num_rows))
     except Differs as error:
         raise ValueError(UNMASKED.format(what=error)) from error
     real = jnp.sum(mask)
@@ -144,7 +143,7 @@ def plan_of_mean(
     )
     small, large = traced(few), traced(many)
     try:
-        sizes = sizes_of(small, large, Fraction(many, few))
+        sizes = sizes_of(small, large, (few, many))
     except Differs as error:
         raise ValueError(
             NO_MEAN.format(method=method, what=f"one of which {error}", cure=SEE_THE_BATCH)

@@ -16,6 +16,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.expressions import Place
 from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place, same_kind
+from adaoptax.measure.programs.equations import grows_alike
 from adaoptax.measure.programs.evaluate import is_literal, trace
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import varying_axes
@@ -84,13 +85,13 @@ class Sizes(NamedTuple):
         return any(other[: len(place)] == place for other in every)
 
 
-def sizes_of(small: Any, large: Any, times: Fraction = Fraction(2)) -> Sizes:
-    """What differs between the programs of a batch and of one that has `times` as many rows.
+def sizes_of(small: Any, large: Any, lengths: tuple[int, int]) -> Sizes:
+    """What differs between the programs of batches of two `lengths`, of which the first is shorter.
 
     Raises:
         Differs: If the programs are not the same but for sizes.
     """
-    every = list(_Lengths(times).differences(small, large, ()))
+    every = list(_Lengths(*lengths).differences(small, large, ()))
     return Sizes(
         {found.place: found.powers for found in every if found.powers},
         {found.place: found.growing for found in every if found.growing},
@@ -110,10 +111,11 @@ class _Found(NamedTuple):
 
 
 class _Lengths:
-    """Compares two programs, the second of which has `times` as many rows."""
+    """Compares the programs of `few` and of `many` rows."""
 
-    def __init__(self, times: Fraction) -> None:
-        self._times = times
+    def __init__(self, few: int, many: int) -> None:
+        self._lengths = (few, many)
+        self._times = Fraction(many, few)
 
     def differences(self, small: Any, large: Any, place: Place) -> Iterator[_Found]:
         """All that differs, equation by equation, at any depth."""
@@ -131,7 +133,8 @@ class _Lengths:
         meet((*one.constvars, *one.invars), (*two.constvars, *two.invars))
         for i, (eqn, other) in enumerate(zip(one.eqns, two.eqns, strict=True)):
             here = (*place, i)
-            if not same_kind(eqn, other) or not all(map(alike, eqn.invars, other.invars)):
+            does_the_same = same_kind(eqn, other) and grows_alike((eqn, other), self._lengths)
+            if not does_the_same or not all(map(alike, eqn.invars, other.invars)):
                 raise Differs(f"{describe_place(eqn)} is another operation for more examples")
             yield self._found(eqn, other, here)
             yield from self._inside(eqn, other, here)

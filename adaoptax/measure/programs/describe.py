@@ -142,11 +142,12 @@ def same_operation(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
     """Whether two equations do the same, perhaps to other axes."""
     if a.primitive is not b.primitive or len(a.invars) != len(b.invars):
         return False
-    return not isinstance(describe(a), Entrywise) or _numbers_of(a) == _numbers_of(b)
+    numbers = int | float if isinstance(describe(a), Entrywise) else bool
+    return _numbers_of(a, numbers) == _numbers_of(b, numbers)
 
 
-def _numbers_of(eqn: jex.JaxprEqn) -> dict[str, Any]:
-    return {name: x for name, x in eqn.params.items() if isinstance(x, int | float)}
+def _numbers_of(eqn: jex.JaxprEqn, kind: Any = int | float) -> dict[str, Any]:
+    return {name: x for name, x in eqn.params.items() if isinstance(x, kind)}
 
 
 def bodies_of(eqn: jex.JaxprEqn) -> list[Any]:

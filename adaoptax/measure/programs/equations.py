@@ -4,10 +4,12 @@ JAX promises nothing about the parameters of an equation: 0.11 renamed those of 
 differs between its releases stands here, and a name that is missing is an error that says so.
 """
 
-from collections.abc import Iterator
+import enum
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
@@ -94,6 +96,39 @@ def all_equations(jaxpr: jex.Jaxpr, called_at: str = "") -> Iterator[tuple[jex.J
             yield from all_equations(inner, line)
 
 
+def grows_alike(eqns: Sequence[jex.JaxprEqn], lengths: Sequence[int]) -> bool:
+    """Whether equations of programs of so many rows have the same parameters, but for sizes.
+
+    A size is the same for all lengths, or grows by a whole number of entries a row, or as they do.
+    What is inside of equations is left out.
+    """
+    one, *others = (eqn.params for eqn in eqns)
+    return all(each.keys() == one.keys() for each in others) and all(
+        _grow([params[name] for params in (one, *others)], lengths) for name in one
+    )
+
+
+def _grow(values: Sequence[Any], lengths: Sequence[int]) -> bool:
+    first = values[0]
+    if isinstance(first, tuple | list):
+        same = all(isinstance(x, type(first)) and len(x) == len(first) for x in values)
+        return same and all(_grow(each, lengths) for each in zip(*values, strict=True))
+    if isinstance(first, int) and not isinstance(first, bool):
+        return _is_size(values, lengths)
+    if isinstance(first, bool | str | float | enum.Enum | np.dtype):
+        return all(x == first or (x != x and first != first) for x in values)  # NaN is NaN
+    return True
+
+
+def _is_size(values: Sequence[int], lengths: Sequence[int]) -> bool:
+    grown = [x - values[0] for x in values]
+    rows = [length - lengths[0] for length in lengths]
+    slope = grown[1] // rows[1]
+    affine = all(more == slope * row for more, row in zip(grown, rows, strict=True))
+    ratios = [x * lengths[0] for x in values], [values[0] * length for length in lengths]
+    return affine or ratios[0] == ratios[1]
+
+
 def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
     """Named axes over which an equation lets the values of devices meet."""
     if eqn.primitive.name in ("axis_index", "pvary"):  # they name an axis, and nothing travels
@@ -109,5 +144,5 @@ def removed_axes(eqn: jex.JaxprEqn) -> int:
 
 
 def only_shapes(eqn: jex.JaxprEqn) -> bool:
-    """Whether an equation has the entries of its operand in their order, in another shape."""
-    return eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+    """Whether the result has the entries of the operand in the same order, in another shape."""
+    return eqn.primitive.name in ("reshape", "squeeze", "expand_dims")

@@ -221,9 +221,14 @@ def _over_rows(h: Any, w: Any) -> Any:
 
 
 def _wrong_reshape(h: Any, w: Any) -> Any:
-    rows, time, width = h.shape
-    swapped = jnp.swapaxes(h, 0, 1).reshape(rows, time, width)
-    return jnp.cumsum(h, 1) + jnp.tanh(swapped @ w)
+    v = h @ w
+    swapped = jnp.swapaxes(v, 0, 1).reshape(v.shape)
+    return jnp.cumsum(h, 1) + jnp.tanh(swapped) * v
+
+
+def _flipped(h: Any, w: Any) -> Any:
+    v = _dense(h, w)  # before that, partners may be data, which is no mixing
+    return v + v[::-1] ** 2
 
 
 def _gram(h: Any, w: Any) -> Any:
@@ -256,7 +261,7 @@ MIXING: dict[str, Any] = {
         "position",
         _map(lambda h, w: (h @ w) * (1 + jnp.roll(h @ w, 1, 0)), "io"),
     ),
-    "with the flipped batch": (BOTH, "position", _map(lambda h, w: _dense(h + h[::-1], w), "io")),
+    "with the flipped batch": (BOTH, "position", _map(_flipped, "io")),
     "sum along rows": (BOTH, "position", _map(lambda h, w: jnp.tanh(jnp.cumsum(h @ w, 0)), "io")),
     "permuted rows": (BOTH, "position", _map(_permuted, "io")),
     "wrong reshape": (DEEP, "reshape", _map(_wrong_reshape, "ii")),
