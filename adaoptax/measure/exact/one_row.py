@@ -109,7 +109,7 @@ def _same_operation(pair: tuple[Any, Any], other_pair: tuple[Any, Any]) -> bool:
 
 def _loses_axes(eqn: Any, other: Any) -> bool:
     """Whether there are fewer axes for one row, and `_on_axes` says all that is done to others."""
-    known = read.Product | read.Transpose | read.Broadcast | read.Reduce | read.Along
+    known = read.Product | read.Transpose | read.Broadcast | read.Reduce | read.Along | read.Gather
     axes = lambda eqn: [getattr(v.aval, "ndim", 0) for v in (*eqn.invars, *eqn.outvars)]
     return isinstance(describe(eqn), known) and axes(eqn) != axes(other)
 
@@ -136,6 +136,12 @@ def _on_axes(eqn: Any, longer: Any) -> Any:
             return [from_axes.get(a, ("new", size)) for a, size in results[0]]
         case read.Reduce(gone) | read.Along(gone):
             return [[(a in gone, size) for a, size in axes] for axes in operands]
+        case read.Gather() as does:
+            indexed = lambda a: does.indexed.index(a) if a in does.indexed else None
+            taken = [(indexed(a), a in does.collapsed, does.sizes[a]) for a, _ in operands[0]]
+            places = [(a in does.offsets, size) for a, size in results[0]]
+            sizes = [[size for _, size in axes] for axes in operands]
+            return sizes, taken, places
         case _:
             return [[size for _, size in axes] for axes in (*operands, *results)]
 

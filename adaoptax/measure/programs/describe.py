@@ -4,6 +4,7 @@
 `descriptions`.
 """
 
+import enum
 import functools
 import itertools
 from collections.abc import Sequence
@@ -143,7 +144,8 @@ def same_operation(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
     if a.primitive is not b.primitive or len(a.invars) != len(b.invars):
         return False
     numbers = int | float if isinstance(describe(a), Entrywise) else bool
-    return _numbers_of(a, numbers) == _numbers_of(b, numbers)
+    kinds = numbers | str | enum.Enum
+    return _numbers_of(a, kinds) == _numbers_of(b, kinds)
 
 
 def _numbers_of(eqn: jex.JaxprEqn, kind: Any = int | float) -> dict[str, Any]:
