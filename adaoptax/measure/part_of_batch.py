@@ -6,12 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.exact.one_row import LENGTHS, check_alike
+from adaoptax.measure.exact.one_row import check_alike
 from adaoptax.measure.exact.sizes import Differs, trace_of_length
 from adaoptax.measure.loss import Loss
 from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.equations import all_equations, axes_met, removed_axes
-from adaoptax.measure.programs.evaluate import trace
+from adaoptax.measure.programs.evaluate import for_first_output, trace
+from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import AxisName, axes_of, tracks_varying, varying_axes
 
 COLLECTIVE = """\
@@ -84,9 +85,10 @@ def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) 
     """
     if loss.kind == "assumed":
         return
-    programs = [check_part(loss, params, batch, args, rows) for rows in LENGTHS]
+    lengths = (1, 2, max(count_rows(batch), 3))
+    programs = [for_first_output(check_part(loss, params, batch, args, n)) for n in lengths]
     try:
-        check_alike(*programs)
+        check_alike(programs, lengths)
     except Differs as error:
         what, cure = f"one of which {error}", BRANCH
         if line := _squeeze_of_one(*programs[:2]):

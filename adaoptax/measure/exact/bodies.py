@@ -25,7 +25,7 @@ from adaoptax.measure.exact.known import (
     whole,
 )
 from adaoptax.measure.exact.plan import Use
-from adaoptax.measure.exact.powers import Powers
+from adaoptax.measure.exact.powers import Powers, is_zero
 from adaoptax.measure.exact.sizes import condition_at
 from adaoptax.measure.exact.uses import Uses
 from adaoptax.measure.programs import descriptions as read
@@ -65,6 +65,10 @@ class Bodies(Uses, Powers):
             apart = manual_axes() or self.deriving
             if not apart and any(isinstance(x, Rows) for x in values):
                 outputs = self.differentiated(eqn, values, outputs, here, scope)
+                if self.sizes is not None or any(
+                    isinstance(x, Expression) and x.leaves for x in values
+                ):
+                    self.check_straight(eqn, does, here, scope)
         sums, *_ = self.glimpse
         self.see()
         if sums:
@@ -121,6 +125,24 @@ class Bodies(Uses, Powers):
                     for y in outputs
                 ]
         return outputs
+
+    def check_straight(self, eqn: Any, does: read.Call, here: Place, scope: Place) -> None:
+        """Notes a derivative of the user's own that is not linear in what flows back.
+
+        What is linear in a sum over the examples is linear: it is followed as one.
+        """
+        if not does.backward or manual_axes():
+            return
+        program, _, results = derivative_of(eqn)
+        place = (*here, "straight")
+        fixed = [shared(v.aval, input_at(place, i)) for i, v in enumerate(eqn.invars)]
+        glimpse, sizes, deriving = self.glimpse, self.sizes, self.deriving
+        self.sizes, self.deriving = None, True
+        found = self.looked_at(program, [*fixed, *(Total() for _ in results)], place, scope)
+        self.glimpse, self.sizes, self.deriving = glimpse, sizes, deriving
+        straight = lambda x: isinstance(x, Total) and not (x.root or x.guard or x.mixed)
+        if not all(straight(x) or is_zero(x) for x in found):
+            self.plan.bent = self.plan.bent or f"the derivative of {self.named(eqn)}"
 
     def joined_branches(
         self, eqn: Any, which: Known, branches: Sequence[Sequence[Known]], here: Place

@@ -54,6 +54,10 @@ class Follower:
         """The power of B that a value has, see `powers.py`."""
         return self.powers.get(x, 0) if isinstance(x, Expression) else power_of(x)
 
+    def fits_beside(self, x: Known, power: float | None) -> bool:
+        """Whether a value may be added to a sum over the examples, see `powers.py`."""
+        raise NotImplementedError
+
     def named(self, eqn: Any) -> str:
         """An equation in a message."""
         return describe_place(eqn, self.calls)
@@ -112,7 +116,9 @@ class Follower:
         if self.sizes is not None and is_neutral(start) and isinstance(x, Rows | Total | One):
             if isinstance(x, Rows) and varies_along(start, x.axis.axis):  # type: ignore[arg-type]
                 self.place(self.named(eqn))
-            if self.own_power(start) != 0:
+            if isinstance(x, Total) and not self.fits_beside(start, self.own_power(x)):
+                self.tie(f"{self.named(eqn)} starts or ends with a constant beside a sum of rows")
+            elif self.own_power(start) != 0 and not isinstance(x, Total):
                 self.tie(f"{self.named(eqn)} starts or ends with a count of the examples")
 
     def lose_track(self, why: str) -> None:

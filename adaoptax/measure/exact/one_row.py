@@ -5,7 +5,7 @@ programs are compared as they are without such axes: the same operations, on the
 with the same numbers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,23 +18,26 @@ from adaoptax.measure.programs.describe import (
     describe_place,
     same_operation,
 )
-from adaoptax.measure.programs.equations import grows_alike, only_shapes
+from adaoptax.measure.programs.equations import constants_inside, grows_alike, is_size, only_shapes
 from adaoptax.measure.programs.evaluate import is_literal
 
-LENGTHS = (1, 2, 4)  # between two and four axes grow, and halved they are as for one
 
+def check_alike(programs: Sequence[Any], lengths: tuple[int, int, int]) -> None:
+    """Raises `Differs` unless the closed jaxprs of a loss of so many rows do the same.
 
-def check_alike(one: Any, two: Any, four: Any) -> None:
-    """Raises `Differs` unless the closed jaxprs of a loss of `LENGTHS` rows do the same."""
-    sizes_of(two, four, LENGTHS[1:])
-    for few, many in zip(one.consts, two.consts, strict=True):
-        if few is not many and not begins_with(many, few):
-            raise Differs("it computes with a constant that depends on the number of examples")
-    _compare(_Program(one.jaxpr, one.jaxpr), _Program(two.jaxpr, four.jaxpr), "at the end")
+    Args:
+        programs: Of one row, of two, and of all. Between the latter axes grow.
+        lengths: Numbers of rows.
+    """
+    one, two, many = programs
+    sizes_of(two, many, lengths[1:])
+    _check_constants(one.consts, two.consts, "at the beginning")
+    shorter, longer = _Program(one.jaxpr, one.jaxpr), _Program(two.jaxpr, many.jaxpr)
+    _Comparison(lengths).compare(shorter, longer, "at the end")
 
 
 class _Number(NamedTuple):
-    """A number that is written in a program, and what it is for twice as many rows."""
+    """A number that is written in a program, and what it is for more rows."""
 
     value: Any
     longer: Any
@@ -45,7 +48,7 @@ class _Program:
 
     Args:
         program: The jaxpr.
-        longer: That of twice as many rows, which tells which axes grow; itself for one row.
+        longer: That of more rows, which tells which axes grow; itself for one row.
     """
 
     def __init__(self, program: Any, longer: Any) -> None:
@@ -66,45 +69,70 @@ class _Program:
         return _Number(v.val, longer.val) if is_literal(v) else self._names[v]
 
 
-def _compare(one: _Program, two: _Program, after: str) -> None:
-    for pair, other_pair in zip(one.equations, two.equations, strict=False):
-        here = describe_place(other_pair[0])
-        if not _same_operation(pair, other_pair):
-            raise Differs(f"{here} is another operation for one row")
-        _check_values(_operands(one, pair), _operands(two, other_pair), here)
-        inside = (zip(*map(bodies_of, each), strict=True) for each in (pair, other_pair))
-        for body, other_body in zip(*inside, strict=True):
-            _compare(_Program(*body), _Program(*other_body), here)
-    if len(one.equations) != len(two.equations):
-        raise Differs(f"there are more or fewer operations for one row, {after}")
-    _check_values(one.results, two.results, after)
+class _Comparison:
+    """Compares the program of one row with that of two, which knows its longer one."""
+
+    def __init__(self, lengths: tuple[int, int, int]) -> None:
+        self._lengths = lengths
+
+    def compare(self, one: _Program, two: _Program, after: str) -> None:
+        for pair, other_pair in zip(one.equations, two.equations, strict=False):
+            here = describe_place(other_pair[0])
+            if not self._same_operation(pair, other_pair):
+                raise Differs(f"{here} is another operation for one row")
+            self._check_values(_operands(one, pair), _operands(two, other_pair), here)
+            _check_constants(constants_inside(pair[0]), constants_inside(other_pair[0]), here)
+            inside = (zip(*map(bodies_of, each), strict=True) for each in (pair, other_pair))
+            for body, other_body in zip(*inside, strict=True):
+                self.compare(_Program(*body), _Program(*other_body), here)
+        if len(one.equations) != len(two.equations):
+            raise Differs(f"there are more or fewer operations for one row, {after}")
+        self._check_values(one.results, two.results, after)
+
+    def _check_values(self, one: Iterable[Any], two: Iterable[Any], here: str) -> None:
+        for a, b in zip(one, two, strict=True):
+            if isinstance(a, _Number) and isinstance(b, _Number):
+                alike = self._counts_rows(a.value, b.value, b.longer)
+            else:
+                alike = not isinstance(a, _Number) and a == b
+            if not alike:
+                raise Differs(f"{here} takes another value for one row")
+
+    def _counts_rows(self, one: Any, two: Any, many: Any) -> bool:
+        """Whether numbers are the same, or go with a power of the number of rows."""
+        if same_numbers(one, two) and same_numbers(two, many):
+            return True
+        numbers = [np.asarray(x) for x in (one, two, many)]
+        if any(x.ndim or x.dtype.kind not in "iuf" for x in numbers):
+            return False
+        if numbers[0].dtype.kind in "iu":  # such as the last index
+            return is_size([int(x) for x in numbers], self._lengths)
+        if not all(x > 0 for x in numbers) and not all(x < 0 for x in numbers):
+            return False
+        power = np.log(many / two) / np.log(self._lengths[2] / self._lengths[1])
+        return bool(np.isclose(two / one, 2.0 ** round(power), rtol=1e-6))
+
+    def _same_operation(self, pair: tuple[Any, Any], other_pair: tuple[Any, Any]) -> bool:
+        eqn, other = pair[0], other_pair[0]
+        types = lambda eqn: [getattr(v.aval, "dtype", None) for v in eqn.outvars]
+        bodies = lambda eqn: len(bodies_of(eqn))
+        return (
+            same_operation(eqn, other)
+            and types(eqn) == types(other)
+            and bodies(eqn) == bodies(other)
+            and _on_axes(*pair) == _on_axes(*other_pair)
+            and (grows_alike((eqn, *other_pair), self._lengths) or _loses_axes(eqn, other))
+        )
 
 
 def _operands(program: _Program, pair: tuple[Any, Any]) -> list[Any]:
     return list(map(program.name, pair[0].invars, pair[1].invars))
 
 
-def _check_values(one: Iterable[Any], two: Iterable[Any], here: str) -> None:
-    for a, b in zip(one, two, strict=True):
-        if isinstance(a, _Number) and isinstance(b, _Number):
-            alike = _counts_rows(a.value, b.value, b.longer)
-        else:
-            alike = not isinstance(a, _Number) and a == b
-        if not alike:
-            raise Differs(f"{here} takes another value for one row")
-
-
-def _same_operation(pair: tuple[Any, Any], other_pair: tuple[Any, Any]) -> bool:
-    eqn, other = pair[0], other_pair[0]
-    types = lambda eqn: [getattr(v.aval, "dtype", None) for v in eqn.outvars]
-    bodies = lambda eqn: len(bodies_of(eqn))
-    return (
-        same_operation(eqn, other)
-        and types(eqn) == types(other)
-        and bodies(eqn) == bodies(other)
-        and _on_axes(*pair) == _on_axes(*other_pair)
-        and (grows_alike((eqn, *other_pair), LENGTHS) or _loses_axes(eqn, other))
-    )
+def _check_constants(one: Sequence[Any], two: Sequence[Any], here: str) -> None:
+    alike = lambda few, many: few is many or begins_with(many, few)
+    if len(one) != len(two) or not all(map(alike, one, two)):
+        raise Differs(f"it computes with another constant for one row, {here}")
 
 
 def _loses_axes(eqn: Any, other: Any) -> bool:
@@ -149,7 +177,7 @@ def _on_axes(eqn: Any, longer: Any) -> Any:
 def _axes(v: Any, longer: Any) -> list[tuple[int, int]]:
     """Number and size, for one row, of the axes of a value that have more than one entry."""
     shapes = (getattr(x.aval, "shape", ()) for x in (v, longer))
-    sizes = (a if a == b else a // 2 for a, b in zip(*shapes, strict=True))
+    sizes = (a if a == b else a // 2 for a, b in zip(*shapes, strict=True))  # of two rows
     return [(axis, size) for axis, size in enumerate(sizes) if size != 1]
 
 
@@ -160,16 +188,3 @@ def _changes_nothing(eqn: Any, longer: Any) -> bool:
             _on_axes(eqn, longer) == list(range(len(_axes(eqn.invars[0], longer.invars[0]))))
         )
     return only_shapes(eqn)
-
-
-def _counts_rows(one: Any, two: Any, four: Any) -> bool:
-    """Whether numbers are the same, or go with a power of the number of rows."""
-    if same_numbers(one, two) and same_numbers(two, four):
-        return True
-    numbers = [np.asarray(x) for x in (one, two, four)]
-    if any(x.ndim or x.dtype.kind not in "iuf" for x in numbers):
-        return False
-    if numbers[0].dtype.kind in "iu":  # such as the last index
-        return int(four) - int(two) == 2 * (int(two) - int(one))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return bool(np.isclose(two / one, four / two, rtol=1e-6))

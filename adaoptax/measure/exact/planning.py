@@ -159,7 +159,7 @@ class Planner(Loops, Totals):
         place = self.place_of_rows(eqn, values, here)
         if place and any(map(is_learned, outputs)):
             self.place(place)
-        grown = self.power(does, values, here)
+        grown = self.power(eqn, does, values, here)
         return [self.with_power(x, grown, place) for x in outputs]
 
     def of_equation(
@@ -171,6 +171,10 @@ class Planner(Loops, Totals):
             self.calls.pop()
             return outputs
         if all(isinstance(x, Expression) for x in values):
+            if not any(map(of_batch, values)):
+                self.plan.constants[here] = eqn
+            if isinstance(does, read.Call) and any(x.leaves for x in values):  # type: ignore[union-attr]
+                self.check_straight(eqn, does, here, scope)
             return self.of_expressions(eqn, values, here)
         match does:
             case _ if any(isinstance(x, One) for x in values):

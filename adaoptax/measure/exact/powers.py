@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from adaoptax.measure.exact.expressions import (
@@ -29,7 +30,7 @@ from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place
 
 DRAWN = ", numbers drawn from a random key for the rows"
-_KEEPS_ENTRIES = (
+KEEPS_ENTRIES = (
     read.Entrywise
     | read.Broadcast
     | read.Reshape
@@ -43,22 +44,20 @@ _KEEPS_ENTRIES = (
 class Powers(Follower):
     """Powers of B, and places of rows."""
 
-    def power(self, does: Any, values: Sequence[Known], here: Place) -> float | None:
+    def power(self, eqn: Any, does: Any, values: Sequence[Known], here: Place) -> float | None:
         """The power of B that the results of an equation have."""
         assert self.sizes is not None
         powers = [self.own_power(x) for x in values]
-        # A penalty, or a constant, is as large for every batch.
+        if any(power != 0 for power in powers) and _rounds(eqn, does):
+            return None
+        asks = isinstance(does, read.Entrywise) and does.how in ("equal", "logic")
+        if asks and any(isinstance(x, Total) for x in values):
+            return 0  # if a sum is finite: see `totals.py`
         if isinstance(does, read.Entrywise) and does.how in ("add", "select"):
-            sums = [
-                power
-                for power, x in zip(powers, values, strict=True)
-                if isinstance(x, Total) and not x.guard
-            ]
-            others = [
-                power for power, x in zip(powers, values, strict=True) if not isinstance(x, Total)
-            ]
-            if sums:
-                return _same(sums) if all(power == 0 for power in others) else None
+            terms = values[1:] if does.how == "select" else values
+            if any(isinstance(x, Total) and not x.guard for x in terms):
+                plain = all(self.own_power(x) == 0 for x in values[: len(values) - len(terms)])
+                return self.power_of_sum(terms) if plain else None
         if isinstance(does, read.Entrywise) and does.how == "select":
             cases = self.taken(values)
             if cases is not None:
@@ -75,7 +74,7 @@ class Powers(Follower):
             other = x.zero_along if isinstance(x, Rows) else None
             if other is not None and other not in gone:
                 return None
-        if not counted or isinstance(does, _KEEPS_ENTRIES):
+        if not counted or isinstance(does, KEEPS_ENTRIES):
             return _power(does, powers)
         match does:
             case read.Reduce(axes=axes) | read.Along(axes=axes, kept=None):
@@ -89,7 +88,11 @@ class Powers(Follower):
         if not counted:
             return _power(does, powers)
         # What joins such entries depends on their number, in its own way if they are not alike.
-        if any(isinstance(x, Expression) and varies_along(x, axis) for x, axis in counted):
+        alone = [isinstance(x, Rows) and x.zero_along == axis for x, axis in counted]
+        varies = lambda x, axis: (
+            isinstance(x, Rows) or (isinstance(x, Expression) and varies_along(x, axis))
+        )
+        if any(varies(*each) for each, zero in zip(counted, alone, strict=True) if not zero):
             return None
         match does:
             case read.Reduce(sums=True):
@@ -98,7 +101,7 @@ class Powers(Follower):
                 return None if powers[0] is None else powers[0] + times
             case read.Reduce() | read.Along(kept=None):
                 alike = all(isinstance(x, Expression) for x, _ in counted)
-                chooses = isinstance(does, read.Along) or does.chooses
+                chooses = does.permutes if isinstance(does, read.Along) else does.chooses
                 return _power(does, powers) if alike and chooses else None
             case read.Product():
                 joined = any(
@@ -113,6 +116,25 @@ class Powers(Follower):
             case read.Gather(batch=batch) if all(x is values[0] and a in batch for x, a in counted):
                 return _power(does, powers)
         return None
+
+    def power_of_sum(self, terms: Sequence[Known]) -> float | None:
+        """The power of sums over the examples and of what is added to them.
+
+        A mean and a penalty are as large for every batch: power -1 beside power 0. What is added to
+        a sum over the rows would have to grow with their number, or is divided by it later.
+        """
+        power = _same([self.own_power(x) for x in terms if isinstance(x, Total)])
+        if power is None or not all(self.fits_beside(x, power) for x in terms):
+            return None
+        return power
+
+    def fits_beside(self, x: Known, power: float | None) -> bool:
+        """Whether a value may stand beside a sum over the examples that has this power of B."""
+        if power is None or isinstance(x, Total):
+            return power is not None
+        if isinstance(x, Expression):
+            return is_zero(x) or self.own_power(x) == power + 1
+        return self.own_power(x) == power
 
     def meets_rows(self, does: read.Product, values: Sequence[Known], i: int, axis: int) -> bool:
         """Whether a contracted axis of an operand meets the examples of the other."""
@@ -190,17 +212,30 @@ def _power(does: Any, powers: Sequence[float | None]) -> float | None:
             return 2 * known[0]
         case read.Entrywise(how="sqrt"):
             return known[0] / 2
-        case read.Entrywise(how="finite" | "logic"):
+        case read.Entrywise(how="finite"):
             return 0
         case read.Entrywise(how="select"):
             return _same(known[1:]) if known[0] == 0 else None
-        case read.Entrywise(how="other") | read.Unknown() | read.Scatter():
+        case read.Entrywise(how="other" | "logic" | "equal") | read.Unknown() | read.Scatter():
             return None
         case read.Gather() | read.Window() | read.Along() if any(known[1:]):
             return None
         case read.Entrywise() | read.Concatenate() | read.Stack():
             return _same(known)
     return known[0] if not any(known[1:]) else None
+
+
+def _rounds(eqn: Any, does: Any) -> bool:
+    """Whether results are rounded to whole numbers."""
+    if not isinstance(does, read.Entrywise) or does.how not in ("cast", "div"):
+        return False
+    whole = [not jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in (eqn.outvars[0], eqn.invars[0])]
+    return whole[0] and (does.how == "div" or not whole[1])
+
+
+def is_zero(x: Known) -> bool:
+    """Whether a value is known to be zero."""
+    return isinstance(x, Expression) and is_known(x) and not known_value(x).any()
 
 
 def _same(powers: Sequence[float | None]) -> float | None:

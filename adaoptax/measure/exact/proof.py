@@ -9,10 +9,11 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.known import Total
 from adaoptax.measure.exact.plan import Plan
 from adaoptax.measure.exact.planning import make_plan
-from adaoptax.measure.exact.powers import DRAWN
-from adaoptax.measure.exact.sizes import Differs, sizes_of, trace_of_length
+from adaoptax.measure.exact.powers import DRAWN, KEEPS_ENTRIES
+from adaoptax.measure.exact.sizes import Differs, Sizes, sizes_of, trace_of_length
 from adaoptax.measure.exact.walk import Padding
 from adaoptax.measure.loss import Loss
+from adaoptax.measure.programs.describe import describe, describe_place
 from adaoptax.measure.programs.evaluate import for_first_output
 from adaoptax.measure.rows import count_rows
 
@@ -30,10 +31,18 @@ axis from the batch to the loss, or measure with adaoptax.measure.groups(n); if 
 every example will do there, pass loss_kind="assumed"."""
 
 
+BENT = """\
+Expected derivatives that are linear in what flows back, got {what}: a batch does not get the sum \
+of what its examples get then, as where gradients are clipped or normalised on their way. Do that \
+to the gradient that comes out."""
+
+
 def check_plan(loss: Loss, plan: Plan) -> None:
     """Raises ValueError unless the loss is separable, and it is known whose every gradient is."""
     if loss.kind == "assumed":
         return
+    if plan.bent:
+        raise ValueError(BENT.format(what=plan.bent))
     if plan.mixed:
         raise ValueError(MIXES.format(what=plan.mixed))
     if plan.untold:
@@ -61,9 +70,27 @@ def padding_of(
         sizes = sizes_of(traced, twice, (num_rows, 2 * num_rows))
     except Differs as error:
         raise ValueError(UNMASKED.format(what=error)) from error
+    if counted := _counted(plan, sizes):
+        raise ValueError(UNMASKED.format(what=counted))
     real = jnp.sum(mask)
     share = jnp.where(real > 0, real, 1) / num_rows
     return Padding(mask, share, sizes.powers)
+
+
+def _counted(plan: Plan, sizes: Sizes) -> str:
+    """Where the padding is counted in what is computed of constants and parameters alone.
+
+    Only after a sum over the examples, or of data, are numbers that count rows replaced.
+    """
+    if plan.heads and sizes.powers:
+        return "a parameter weighs a sum over the examples that is divided by their number"
+    for place, eqn in plan.constants.items():
+        scalar = not any(getattr(v.aval, "shape", ()) for v in (*eqn.invars, *eqn.outvars))
+        joins = place in sizes.growing and not isinstance(describe(eqn), KEEPS_ENTRIES)
+        counts = place in sizes.powers or place in sizes.turns or (scalar and place in sizes.counts)
+        if joins or counts:
+            return f"{describe_place(eqn)} depends on the number of rows"
+    return ""
 
 
 NO_MEAN = """\

@@ -17,9 +17,9 @@ from adaoptax.measure.exact.expressions import Place
 from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place, same_kind
 from adaoptax.measure.programs.equations import grows_alike
-from adaoptax.measure.programs.evaluate import is_literal, trace
+from adaoptax.measure.programs.evaluate import derivative_of, is_literal, trace
 from adaoptax.measure.rows import count_rows
-from adaoptax.measure.varying import varying_axes
+from adaoptax.measure.varying import manual_axes, varying_axes
 
 LENGTH = """\
 Expected loss_fn to take a batch of any length, got {error} with {rows} of its {num_rows} rows: a \
@@ -116,6 +116,7 @@ class _Lengths:
     def __init__(self, few: int, many: int) -> None:
         self._lengths = (few, many)
         self._times = Fraction(many, few)
+        self._deriving = False  # inside of a derivative, which may hold the function again
 
     def differences(self, small: Any, large: Any, place: Place) -> Iterator[_Found]:
         """All that differs, equation by equation, at any depth."""
@@ -154,11 +155,25 @@ class _Lengths:
                 yield from self.differences(one.program, two.program, here)
             case (read.Call() | read.While()) as one, (read.Call() | read.While()) as two:
                 found = list(self.differences(one.program, two.program, here))
+                if isinstance(one, read.Call) and one.backward and not self._deriving:
+                    found += self._inside_derivative(eqn, other, here)
                 if isinstance(one, read.While) and isinstance(two, read.While):
                     found += self.differences(one.condition, two.condition, condition_at(here))
                 if any(inside.powers for inside in found):
                     raise Differs(f"{describe_place(eqn)} computes with the number of examples")
                 yield from found
+
+    def _inside_derivative(self, eqn: Any, other: Any, here: Place) -> Iterator[_Found]:
+        """What differs where the user wrote what flows back; one that counts rows is refused."""
+        if manual_axes():  # JAX traces no derivative by itself inside of shard_map
+            return
+        small, large = derivative_of(eqn)[0], derivative_of(other)[0]
+        self._deriving = True
+        found = list(self.differences(small, large, (*here, "derivative")))
+        self._deriving = False
+        if any(each.powers or each.turns for each in found):
+            raise Differs(f"the derivative of {describe_place(eqn)} counts examples")
+        yield from found
 
     def _found(self, eqn: Any, other: Any, here: Place) -> _Found:
         one, two = describe(eqn), describe(other)
@@ -237,11 +252,11 @@ def begins_with(large: Any, small: Any) -> bool:
 
 
 def same_numbers(a: Any, b: Any) -> bool:
-    """Whether constants are equal; random keys always are."""
+    """Whether constants are equal."""
     if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
         return a is b
-    if jax.dtypes.issubdtype(getattr(a, "dtype", None), jax.dtypes.extended):
-        return True
+    if jax.dtypes.issubdtype(getattr(a, "dtype", None), jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
     return bool(
         np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc")
     )

@@ -28,6 +28,7 @@ from adaoptax.measure.exact.known import (
     of_batch,
 )
 from adaoptax.measure.exact.plan import Use
+from adaoptax.measure.exact.powers import is_zero
 from adaoptax.measure.exact.uses import Uses
 from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import name_of
@@ -44,6 +45,10 @@ class Totals(Uses):
             f"{self.named(eqn)} is not linear in a sum over the examples, or lets examples meet one"
         )
         found = _linear(eqn, does, values)
+        if self.deriving and isinstance(does, read.Entrywise) and does.how in ("add", "select"):
+            terms = values[1:] if does.how == "select" else values
+            if not all(isinstance(x, Total) or is_zero(x) for x in terms):
+                found = None  # of a derivative nothing but multiples is linear
         if isinstance(found, Total):
             for i, x in enumerate(values):
                 if isinstance(x, Expression) and x.leaves:  # a penalty

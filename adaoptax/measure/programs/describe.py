@@ -363,7 +363,7 @@ def _remat(eqn: jex.JaxprEqn, params: Parameters) -> Call:
 
 def _custom(eqn: jex.JaxprEqn, params: Parameters) -> Call:
     body = params.get("fun_jaxpr") or params.get("call_jaxpr") or body_of_call(eqn)
-    return Call(body, custom=True)
+    return Call(body, custom=True, backward=name_of(eqn).startswith("custom_vjp"))
 
 
 def _solve(eqn: jex.JaxprEqn, params: Parameters) -> Call:

@@ -241,12 +241,14 @@ class Call:
         program: Closed jaxpr.
         remat: Options of `jax.checkpoint`, if it is one; or None.
         custom: Whether its derivatives are its own, so that it must not be entered.
+        backward: Whether what flows back is of its own too, and need not be linear (`custom_vjp`).
         operands: Which operands the program takes, if not all.
     """
 
     program: Any
     remat: Any = None
     custom: bool = False
+    backward: bool = False
     operands: tuple[int, ...] | None = None
 
 

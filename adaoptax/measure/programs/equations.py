@@ -110,17 +110,20 @@ def grows_alike(eqns: Sequence[jex.JaxprEqn], lengths: Sequence[int]) -> bool:
 
 def _grow(values: Sequence[Any], lengths: Sequence[int]) -> bool:
     first = values[0]
+    if any(x is None for x in values):
+        return all(x is None for x in values)
     if isinstance(first, tuple | list):
         same = all(isinstance(x, type(first)) and len(x) == len(first) for x in values)
         return same and all(_grow(each, lengths) for each in zip(*values, strict=True))
     if isinstance(first, int) and not isinstance(first, bool):
-        return _is_size(values, lengths)
+        return is_size(values, lengths)
     if isinstance(first, bool | str | float | enum.Enum | np.dtype):
         return all(x == first or (x != x and first != first) for x in values)  # NaN is NaN
     return True
 
 
-def _is_size(values: Sequence[int], lengths: Sequence[int]) -> bool:
+def is_size(values: Sequence[int], lengths: Sequence[int]) -> bool:
+    """Whether whole numbers, one for each length, are the same, or grow as `grows_alike` says."""
     grown = [x - values[0] for x in values]
     rows = [length - lengths[0] for length in lengths]
     slope = grown[1] // rows[1]
@@ -138,6 +141,16 @@ def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
     return frozenset(name for name in each if isinstance(name, str))
 
 
+def constants_inside(eqn: jex.JaxprEqn) -> list[Any]:
+    """The constants of the closed programs right inside of an equation."""
+    inside = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_closed)
+    return [value for each in inside if _is_closed(each) for value in each.consts]
+
+
+def _is_closed(x: Any) -> bool:
+    return isinstance(x, jex.ClosedJaxpr)
+
+
 def removed_axes(eqn: jex.JaxprEqn) -> int:
     """Axes of length one that an equation takes off."""
     return len(Parameters(eqn)["dimensions"]) if eqn.primitive.name == "squeeze" else 0
@@ -145,4 +158,7 @@ def removed_axes(eqn: jex.JaxprEqn) -> int:
 
 def only_shapes(eqn: jex.JaxprEqn) -> bool:
     """Whether the result has the entries of the operand in the same order, in another shape."""
-    return eqn.primitive.name in ("reshape", "squeeze", "expand_dims")
+    keeps_order = eqn.params.get("dimensions") is None  # of a reshape
+    return eqn.primitive.name in ("squeeze", "expand_dims") or (
+        eqn.primitive.name == "reshape" and keeps_order
+    )
