@@ -67,6 +67,9 @@ IN_PARTS = {
     "cut on its way": lambda w, x: mean(
         with_backward(lambda h, c: jnp.clip(c, -1e-3, 1e-3))(x @ w)
     ),
+    "by places on its way": lambda w, x: mean(
+        with_backward(lambda h, c: c * (jnp.arange(len(c)) < 2)[:, None])(x @ w)
+    ),
     "counted on its way": lambda w, x: mean(with_backward(lambda h, c: c * len(c))(x @ w)),
 }
 
@@ -142,6 +145,24 @@ def test_a_derivative_that_is_linear_passes():
         found = way(loss_fn, W, X)
         np.testing.assert_allclose(found[0], loss, rtol=1e-5)
         np.testing.assert_allclose(found[1], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_derivative_that_cannot_be_seen():
+    """JAX traces no derivative by itself inside of shard_map."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("d",))
+    halve = with_backward(lambda h, c: 0.5 * c)
+    loss_fn = lambda w, x: mean(halve(x @ w))
+
+    def step(loss_kind):
+        method = measure.devices("d")
+        measured = value_grad_and_stats(loss_fn, method, loss_kind=loss_kind)
+        spec = jax.sharding.PartitionSpec
+        return jax.shard_map(measured, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec())
+
+    with pytest.raises(ValueError, match=r"unseen inside of jax\.shard_map.*assumed"):
+        step("separable")(W, X)
+    gradient = step("assumed")(W, X)[1]
+    np.testing.assert_allclose(gradient, jax.grad(loss_fn)(W, X), rtol=1e-5, atol=1e-7)
 
 
 def test_rows_whose_gradient_is_clipped_on_its_way():

@@ -63,6 +63,9 @@ class Bodies(Uses, Powers):
             outputs = self.looked_at(does.program, operands, here, scope)
             # JAX traces no derivative by itself inside of shard_map, where devices hold parts.
             apart = manual_axes() or self.deriving
+            if manual_axes() and does.backward and self.sizes is not None:
+                why = f"the derivative of {self.named(eqn)}, unseen inside of jax.shard_map"
+                self.plan.bent = self.plan.bent or why
             if not apart and any(isinstance(x, Rows) for x in values):
                 outputs = self.differentiated(eqn, values, outputs, here, scope)
                 if self.sizes is not None or any(

@@ -34,7 +34,8 @@ every example will do there, pass loss_kind="assumed"."""
 BENT = """\
 Expected derivatives that are linear in what flows back, got {what}: a batch does not get the sum \
 of what its examples get then, as where gradients are clipped or normalised on their way. Do that \
-to the gradient that comes out."""
+to the gradient that comes out; if the derivative is linear and of single rows, and only cannot be \
+seen here, pass loss_kind="assumed"."""
 
 
 def check_plan(loss: Loss, plan: Plan) -> None:

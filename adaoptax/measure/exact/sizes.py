@@ -16,7 +16,7 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.expressions import Place
 from adaoptax.measure.programs import descriptions as read
 from adaoptax.measure.programs.describe import describe, describe_place, same_kind
-from adaoptax.measure.programs.equations import grows_alike
+from adaoptax.measure.programs.equations import all_equations, grows_alike
 from adaoptax.measure.programs.evaluate import derivative_of, is_literal, trace
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import manual_axes, varying_axes
@@ -171,7 +171,13 @@ class _Lengths:
         self._deriving = True
         found = list(self.differences(small, large, (*here, "derivative")))
         self._deriving = False
-        if any(each.powers or each.turns for each in found):
+        shapes = lambda program: [
+            v.aval
+            for inside, _ in all_equations(program.jaxpr)
+            if isinstance(describe(inside), read.Create)
+            for v in inside.outvars
+        ]
+        if shapes(small) != shapes(large) or any(each.powers or each.turns for each in found):
             raise Differs(f"the derivative of {describe_place(eqn)} counts examples")
         yield from found
 
