@@ -98,10 +98,10 @@ def check_one_row(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) 
 
 def _squeeze_of_one(one: Any, two: Any) -> str:
     """The line of a squeeze that removes more axes from one row than from two; empty if none."""
-    removed = [
-        collections.Counter({line: removed_axes(eqn) for eqn, line in all_equations(each.jaxpr)})
-        for each in (one, two)
-    ]
+    removed = [collections.Counter[str](), collections.Counter[str]()]
+    for found, program in zip(removed, (one, two), strict=True):
+        for eqn, line in all_equations(program.jaxpr):
+            found[line] += removed_axes(eqn)
     return next(iter(removed[0] - removed[1]), "")
 
 

@@ -13,8 +13,6 @@ from adaoptax import measure, value_grad_and_stats
 from adaoptax.measure.exact import cost
 from adaoptax.measure.programs.equations import all_equations
 
-pytestmark = pytest.mark.topic("formulas for products")
-
 RNG = np.random.default_rng(11)
 B, T, D, HEADS, SIZE = 4, 5, 6, 2, 3
 X = RNG.normal(size=(B, T, D)).astype(np.float32)
