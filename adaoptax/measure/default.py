@@ -53,10 +53,9 @@ def default_method(
     one_device = shards_of(batch, params, math.gcd(num_rows, 2**20)) == 1
     has_examples = num_rows > 1 and loss.kind != "ghost"
     described = (loss, params, batch, args)
+    part = num_rows // divisors[-1] if divisors else num_rows
     may_be_exact = mask is None and one_device and has_examples
-    if may_be_exact and (
-        _exact_is_cheap(*described) or not is_mean(*described, num_rows // (divisors or [1])[-1])
-    ):
+    if may_be_exact and (_exact_is_cheap(*described) or not is_mean(*described, part)):
         return exact()
     if not divisors:
         cure = "pass method=adaoptax.measure.per_example(), or pad the batch and mask it"

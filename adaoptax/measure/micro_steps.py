@@ -198,7 +198,7 @@ def micro_steps_of(loss: Loss, method: Method | None, statistics: tuple[str, ...
 
 
 def _check_mean(loss: Loss, params: ArrayTree, batch: ArrayTree, args: tuple) -> None:
-    """How many micro-batches follow is not known: what holds for so many holds for fewer."""
+    """Looks at up to 64 micro-batches at once: how many will follow is not known."""
     rows = count_rows(batch)
     most = max(2 * rows, min(64 * rows, 4096))
     check_mean(loss, params, batch, args, "adaoptax.measure.micro_steps", rows, most)

@@ -9,9 +9,9 @@ from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.one_row import check_alike
 from adaoptax.measure.exact.sizes import Differs, trace_of_length
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.equations import all_equations, axes_met, removed_axes
 from adaoptax.measure.programs.evaluate import for_first_output, trace
+from adaoptax.measure.programs.places import name_of
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import AxisName, axes_of, tracks_varying, varying_axes
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adaoptax._tree import ArrayTree
-from adaoptax.measure.programs.describe import effects_of
+from adaoptax.measure.programs.places import effects_of
 from adaoptax.measure.shards import batch_axes, mesh_of
 from adaoptax.measure.varying import varying_axes
 

@@ -29,8 +29,8 @@ from adaoptax.measure.exact.powers import Powers, is_zero
 from adaoptax.measure.exact.sizes import condition_at
 from adaoptax.measure.exact.uses import Uses
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import name_of
 from adaoptax.measure.programs.evaluate import derivative_of
+from adaoptax.measure.programs.places import name_of
 from adaoptax.measure.varying import manual_axes
 
 
@@ -64,14 +64,13 @@ class Bodies(Uses, Powers):
             # JAX traces no derivative by itself inside of shard_map, where devices hold parts.
             apart = manual_axes() or self.deriving
             if manual_axes() and does.backward and self.sizes is not None:
-                why = f"the derivative of {self.named(eqn)}, unseen inside of jax.shard_map"
-                self.plan.bent = self.plan.bent or why
+                self.note_derivative(f"{self.named(eqn)}, unseen inside of jax.shard_map")
             if not apart and any(isinstance(x, Rows) for x in values):
                 outputs = self.differentiated(eqn, values, outputs, here, scope)
                 if self.sizes is not None or any(
                     isinstance(x, Expression) and x.leaves for x in values
                 ):
-                    self.check_straight(eqn, does, here, scope)
+                    self.check_linear(eqn, does, here, scope)
         sums, *_ = self.glimpse
         self.see()
         if sums:
@@ -107,7 +106,6 @@ class Bodies(Uses, Powers):
         self, eqn: Any, values: Sequence[Known], outputs: list[Known], here: Place, scope: Place
     ) -> list[Known]:
         """`outputs` of a function with its own derivatives; `mixed` if examples meet in these."""
-        glimpse, sizes = self.glimpse, self.sizes
         program, operands, results = derivative_of(eqn)
         moved = lambda x: dataclasses.replace(x, learned=True, mixed="")
         hide = lambda x, v, i: (
@@ -115,9 +113,7 @@ class Bodies(Uses, Powers):
         )
         inputs = [hide(x, v, i) for i, (x, v) in enumerate(zip(values, eqn.invars, strict=True))]
         cotangents = [hide(outputs[i], eqn.outvars[i], len(inputs) + i) for i in results]
-        self.sizes, self.deriving = None, True
-        found = self.looked_at(program, [*inputs, *cotangents], (*here, "vjp"), scope)
-        self.glimpse, self.sizes, self.deriving = glimpse, sizes, False
+        found = self.derived(program, [*inputs, *cotangents], (*here, "vjp"), scope)
         for i, x in zip(operands, found, strict=True):
             given = values[i]
             apart = isinstance(x, Rows) and isinstance(given, Rows) and x.axis == given.axis
@@ -129,7 +125,7 @@ class Bodies(Uses, Powers):
                 ]
         return outputs
 
-    def check_straight(self, eqn: Any, does: read.Call, here: Place, scope: Place) -> None:
+    def check_linear(self, eqn: Any, does: read.Call, here: Place, scope: Place) -> None:
         """Notes a derivative of the user's own that is not linear in what flows back.
 
         What is linear in a sum over the examples is linear: it is followed as one.
@@ -137,15 +133,25 @@ class Bodies(Uses, Powers):
         if not does.backward or manual_axes():
             return
         program, _, results = derivative_of(eqn)
-        place = (*here, "straight")
+        place = (*here, "linear")
         fixed = [shared(v.aval, input_at(place, i)) for i, v in enumerate(eqn.invars)]
-        glimpse, sizes, deriving = self.glimpse, self.sizes, self.deriving
+        found = self.derived(program, [*fixed, *(Total() for _ in results)], place, scope)
+        linear = lambda x: isinstance(x, Total) and not (x.root or x.guard or x.mixed)
+        if not all(linear(x) or is_zero(x) for x in found):
+            self.note_derivative(self.named(eqn))
+
+    def note_derivative(self, of: str) -> None:
+        self.plan.nonlinear = self.plan.nonlinear or f"the derivative of {of}"
+
+    def derived(
+        self, program: Any, inputs: Sequence[Known], place: Place, scope: Place
+    ) -> list[Known]:
+        """`looked_at` for a derivative, which leaves no trace."""
+        before = self.glimpse, self.sizes, self.deriving
         self.sizes, self.deriving = None, True
-        found = self.looked_at(program, [*fixed, *(Total() for _ in results)], place, scope)
-        self.glimpse, self.sizes, self.deriving = glimpse, sizes, deriving
-        straight = lambda x: isinstance(x, Total) and not (x.root or x.guard or x.mixed)
-        if not all(straight(x) or is_zero(x) for x in found):
-            self.plan.bent = self.plan.bent or f"the derivative of {self.named(eqn)}"
+        found = self.looked_at(program, inputs, place, scope)
+        self.glimpse, self.sizes, self.deriving = before
+        return found
 
     def joined_branches(
         self, eqn: Any, which: Known, branches: Sequence[Sequence[Known]], here: Place

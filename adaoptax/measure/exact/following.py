@@ -27,7 +27,7 @@ from adaoptax.measure.exact.known import (
 from adaoptax.measure.exact.plan import Plan, Site
 from adaoptax.measure.exact.sizes import Sizes
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import describe_place
+from adaoptax.measure.programs.places import describe_place
 
 
 class Follower:

@@ -12,14 +12,17 @@ import numpy as np
 
 from adaoptax.measure.exact.sizes import Differs, begins_with, same_numbers, sizes_of
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import (
-    bodies_of,
-    describe,
-    describe_place,
+from adaoptax.measure.programs.compare import (
+    constants_inside,
+    grows_alike,
+    is_size,
+    only_shapes,
     same_operation,
 )
-from adaoptax.measure.programs.equations import constants_inside, grows_alike, is_size, only_shapes
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.equations import bodies_of
 from adaoptax.measure.programs.evaluate import is_literal
+from adaoptax.measure.programs.places import describe_place
 
 
 def check_alike(programs: Sequence[Any], lengths: tuple[int, int, int]) -> None:
@@ -70,7 +73,7 @@ class _Program:
 
 
 class _Comparison:
-    """Compares the program of one row with that of two, which knows its longer one."""
+    """Compares the program of one row with that of two, which has a longer one beside it."""
 
     def __init__(self, lengths: tuple[int, int, int]) -> None:
         self._lengths = lengths

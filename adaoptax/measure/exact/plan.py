@@ -140,7 +140,7 @@ class Plan:
         untold: Where it cannot be told whose a gradient is; empty if it can everywhere.
         whole_batch: What ties the loss to this batch as a whole: a normaliser, the place of a row.
         places: What ties a row to its place in the batch, if sizes are known.
-        bent: Where what flows back is not linear, by a derivative of the user's own.
+        nonlinear: A derivative of the user's own that is not linear in what flows back.
         unmasked: What keeps padding from being left out.
         constants: Equations of parameters and constants alone, by place.
     """
@@ -160,6 +160,6 @@ class Plan:
     untold: str = ""
     whole_batch: str = ""
     places: str = ""
-    bent: str = ""
+    nonlinear: str = ""
     unmasked: str = ""
     constants: dict[Place, Any] = dataclasses.field(default_factory=dict)

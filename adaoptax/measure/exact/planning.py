@@ -55,8 +55,9 @@ from adaoptax.measure.exact.plan import Plan
 from adaoptax.measure.exact.sizes import Sizes
 from adaoptax.measure.exact.totals import Totals
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import describe, name_of
+from adaoptax.measure.programs.describe import describe
 from adaoptax.measure.programs.evaluate import interpret
+from adaoptax.measure.programs.places import name_of
 
 
 def make_plan(
@@ -174,7 +175,7 @@ class Planner(Loops, Totals):
             if not any(map(of_batch, values)):
                 self.plan.constants[here] = eqn
             if isinstance(does, read.Call) and any(x.leaves for x in values):  # type: ignore[union-attr]
-                self.check_straight(eqn, does, here, scope)
+                self.check_linear(eqn, does, here, scope)
             return self.of_expressions(eqn, values, here)
         match does:
             case _ if any(isinstance(x, One) for x in values):

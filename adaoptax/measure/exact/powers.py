@@ -27,7 +27,8 @@ from adaoptax.measure.exact.known import (
     Total,
 )
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import describe, describe_place
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.places import describe_place
 
 DRAWN = ", numbers drawn from a random key for the rows"
 KEEPS_ENTRIES = (

@@ -13,8 +13,9 @@ from adaoptax.measure.exact.powers import DRAWN, KEEPS_ENTRIES
 from adaoptax.measure.exact.sizes import Differs, Sizes, sizes_of, trace_of_length
 from adaoptax.measure.exact.walk import Padding
 from adaoptax.measure.loss import Loss
-from adaoptax.measure.programs.describe import describe, describe_place
+from adaoptax.measure.programs.describe import describe
 from adaoptax.measure.programs.evaluate import for_first_output
+from adaoptax.measure.programs.places import describe_place
 from adaoptax.measure.rows import count_rows
 
 MIXES = """\
@@ -31,7 +32,7 @@ axis from the batch to the loss, or measure with adaoptax.measure.groups(n); if 
 every example will do there, pass loss_kind="assumed"."""
 
 
-BENT = """\
+NOT_LINEAR = """\
 Expected derivatives that are linear in what flows back, got {what}: a batch does not get the sum \
 of what its examples get then, as where gradients are clipped or normalised on their way. Do that \
 to the gradient that comes out; if the derivative is linear and of single rows, and only cannot be \
@@ -42,8 +43,8 @@ def check_plan(loss: Loss, plan: Plan) -> None:
     """Raises ValueError unless the loss is separable, and it is known whose every gradient is."""
     if loss.kind == "assumed":
         return
-    if plan.bent:
-        raise ValueError(BENT.format(what=plan.bent))
+    if plan.nonlinear:
+        raise ValueError(NOT_LINEAR.format(what=plan.nonlinear))
     if plan.mixed:
         raise ValueError(MIXES.format(what=plan.mixed))
     if plan.untold:

@@ -15,9 +15,11 @@ import numpy as np
 from adaoptax._tree import ArrayTree
 from adaoptax.measure.exact.expressions import Place
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import describe, describe_place, same_kind
-from adaoptax.measure.programs.equations import all_equations, grows_alike
+from adaoptax.measure.programs.compare import same_kind
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.equations import all_equations
 from adaoptax.measure.programs.evaluate import derivative_of, is_literal, trace
+from adaoptax.measure.programs.places import describe_place
 from adaoptax.measure.rows import count_rows
 from adaoptax.measure.varying import manual_axes, varying_axes
 
@@ -134,8 +136,8 @@ class _Lengths:
         meet((*one.constvars, *one.invars), (*two.constvars, *two.invars))
         for i, (eqn, other) in enumerate(zip(one.eqns, two.eqns, strict=True)):
             here = (*place, i)
-            does_the_same = same_kind(eqn, other) and grows_alike((eqn, other), self._lengths)
-            if not does_the_same or not all(map(alike, eqn.invars, other.invars)):
+            same = same_kind(eqn, other, self._lengths)
+            if not same or not all(map(alike, eqn.invars, other.invars)):
                 raise Differs(f"{describe_place(eqn)} is another operation for more examples")
             yield self._found(eqn, other, here)
             yield from self._inside(eqn, other, here)

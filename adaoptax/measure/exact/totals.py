@@ -31,7 +31,7 @@ from adaoptax.measure.exact.plan import Use
 from adaoptax.measure.exact.powers import is_zero
 from adaoptax.measure.exact.uses import Uses
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import name_of
+from adaoptax.measure.programs.places import name_of
 
 
 class Totals(Uses):

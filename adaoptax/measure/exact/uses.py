@@ -17,7 +17,7 @@ from adaoptax.measure.exact.known import (
     Rows,
 )
 from adaoptax.measure.exact.plan import Root, Site, Tap, Use, aligned
-from adaoptax.measure.programs.describe import name_of
+from adaoptax.measure.programs.places import name_of
 
 # A parameter is expanded where an expression of it is smallest, if that saves this much.
 _SHRINKS = 4

@@ -6,6 +6,8 @@ JAX keeps the bodies of its loops. A new release of JAX costs a look at these fi
     equations   what differs between the releases of JAX
     descriptions   what an equation can do, in plain words
     describe    reads an equation into one of them
+    compare     whether equations of batches of two lengths do the same
+    places      what equations are called in messages
     evaluate    traces, and runs equations: one, or a whole program with a say in each
     flops       the work of a program
 """

@@ -4,15 +4,12 @@
 `descriptions`.
 """
 
-import enum
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.extend import core as jex
-from jax.extend import source_info_util
 
 from adaoptax.measure.programs.descriptions import (
     Along,
@@ -89,72 +86,6 @@ def describe(eqn: jex.JaxprEqn) -> Description:
     if (read := _READERS.get(name)) is not None:
         return read(eqn, Parameters(eqn))
     return Unknown(name)
-
-
-def describe_place(eqn: jex.JaxprEqn, calls: Sequence[jex.JaxprEqn] = ()) -> str:
-    """An equation and the user's line that it comes from, for a message.
-
-    The body of a cached function may know no line. Then that of the innermost of the `calls` around
-    it counts.
-    """
-    operands = ", ".join(v.aval.str_short() for v in eqn.invars)
-    scope = str(eqn.source_info.name_stack)
-    inside = f" in {scope}" if scope else ""
-    lines = [source_info_util.summarize(x.source_info) for x in (eqn, *reversed(calls))]
-    where = next(filter(None, lines), "")
-    if calls and not lines[0]:
-        inside += f" inside {calls[-1].params.get('name', calls[-1].primitive.name)}"
-    return f"{eqn.primitive.name}({operands}){inside} at {where}"
-
-
-def name_of(eqn: jex.JaxprEqn) -> str:
-    """What JAX calls the operation of an equation."""
-    return str(eqn.primitive.name)
-
-
-def effects_of(program: Any) -> list[tuple[str, str]]:
-    """The side effects of a closed jaxpr, each with the innermost equation that has it."""
-    return [(type(effect).__name__, _where(effect, program.jaxpr)) for effect in program.effects]
-
-
-def _where(effect: Any, jaxpr: Any) -> str:
-    for eqn in jaxpr.eqns:
-        if effect in eqn.effects:
-            for inner in bodies_of(eqn):
-                if effect in inner.effects:
-                    return _where(effect, inner)
-            return f"{eqn.primitive.name} at {source_info_util.summarize(eqn.source_info)}"
-    return "an unknown equation"
-
-
-_WITHOUT_SIZES = (Entrywise, Transpose, Reduce, Along, Concatenate, Stack, Unstack, Product)
-_WITH_COUNTS = (Loop, Convolution)  # turns, and groups of kernels
-
-
-def same_kind(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
-    """Whether two equations do the same to the same axes, of perhaps different sizes."""
-    one, two = describe(a), describe(b)
-    if not same_operation(a, b) or (isinstance(one, _WITHOUT_SIZES) and one != two):
-        return False
-    return isinstance(one, _WITH_COUNTS) or _numbers_of(a) == _numbers_of(b)
-
-
-def same_operation(a: jex.JaxprEqn, b: jex.JaxprEqn) -> bool:
-    """Whether two equations do the same, perhaps to other axes."""
-    if a.primitive is not b.primitive or len(a.invars) != len(b.invars):
-        return False
-    numbers = int | float if isinstance(describe(a), Entrywise) else bool
-    kinds = numbers | str | enum.Enum
-    return _numbers_of(a, kinds) == _numbers_of(b, kinds)
-
-
-def _numbers_of(eqn: jex.JaxprEqn, kind: Any = int | float) -> dict[str, Any]:
-    return {name: x for name, x in eqn.params.items() if isinstance(x, kind)}
-
-
-def bodies_of(eqn: jex.JaxprEqn) -> list[Any]:
-    """The jaxprs inside of an equation, whatever it is."""
-    return list(jex.jaxprs_in_params(eqn.params))
 
 
 def _shape(v: Any) -> Shape:
@@ -363,7 +294,7 @@ def _remat(eqn: jex.JaxprEqn, params: Parameters) -> Call:
 
 def _custom(eqn: jex.JaxprEqn, params: Parameters) -> Call:
     body = params.get("fun_jaxpr") or params.get("call_jaxpr") or body_of_call(eqn)
-    return Call(body, custom=True, backward=name_of(eqn).startswith("custom_vjp"))
+    return Call(body, custom=True, backward=eqn.primitive.name.startswith("custom_vjp"))
 
 
 def _solve(eqn: jex.JaxprEqn, params: Parameters) -> Call:

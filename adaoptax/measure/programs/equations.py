@@ -4,12 +4,10 @@ JAX promises nothing about the parameters of an equation: 0.11 renamed those of 
 differs between its releases stands here, and a name that is missing is an error that says so.
 """
 
-import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
@@ -96,40 +94,9 @@ def all_equations(jaxpr: jex.Jaxpr, called_at: str = "") -> Iterator[tuple[jex.J
             yield from all_equations(inner, line)
 
 
-def grows_alike(eqns: Sequence[jex.JaxprEqn], lengths: Sequence[int]) -> bool:
-    """Whether equations of programs of so many rows have the same parameters, but for sizes.
-
-    A size is the same for all lengths, or grows by a whole number of entries a row, or as they do.
-    What is inside of equations is left out.
-    """
-    one, *others = (eqn.params for eqn in eqns)
-    return all(each.keys() == one.keys() for each in others) and all(
-        _grow([params[name] for params in (one, *others)], lengths) for name in one
-    )
-
-
-def _grow(values: Sequence[Any], lengths: Sequence[int]) -> bool:
-    first = values[0]
-    if any(x is None for x in values):
-        return all(x is None for x in values)
-    if isinstance(first, tuple | list):
-        same = all(isinstance(x, type(first)) and len(x) == len(first) for x in values)
-        return same and all(_grow(each, lengths) for each in zip(*values, strict=True))
-    if isinstance(first, int) and not isinstance(first, bool):
-        return is_size(values, lengths)
-    if isinstance(first, bool | str | float | enum.Enum | np.dtype):
-        return all(x == first or (x != x and first != first) for x in values)  # NaN is NaN
-    return True
-
-
-def is_size(values: Sequence[int], lengths: Sequence[int]) -> bool:
-    """Whether whole numbers, one for each length, are the same, or grow as `grows_alike` says."""
-    grown = [x - values[0] for x in values]
-    rows = [length - lengths[0] for length in lengths]
-    slope = grown[1] // rows[1]
-    affine = all(more == slope * row for more, row in zip(grown, rows, strict=True))
-    ratios = [x * lengths[0] for x in values], [values[0] * length for length in lengths]
-    return affine or ratios[0] == ratios[1]
+def bodies_of(eqn: jex.JaxprEqn) -> list[Any]:
+    """The jaxprs inside of an equation, whatever it is."""
+    return list(jex.jaxprs_in_params(eqn.params))
 
 
 def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
@@ -141,24 +108,6 @@ def axes_met(eqn: jex.JaxprEqn) -> frozenset[str]:
     return frozenset(name for name in each if isinstance(name, str))
 
 
-def constants_inside(eqn: jex.JaxprEqn) -> list[Any]:
-    """The constants of the closed programs right inside of an equation."""
-    inside = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_closed)
-    return [value for each in inside if _is_closed(each) for value in each.consts]
-
-
-def _is_closed(x: Any) -> bool:
-    return isinstance(x, jex.ClosedJaxpr)
-
-
 def removed_axes(eqn: jex.JaxprEqn) -> int:
     """Axes of length one that an equation takes off."""
     return len(Parameters(eqn)["dimensions"]) if eqn.primitive.name == "squeeze" else 0
-
-
-def only_shapes(eqn: jex.JaxprEqn) -> bool:
-    """Whether the result has the entries of the operand in the same order, in another shape."""
-    keeps_order = eqn.params.get("dimensions") is None  # of a reshape
-    return eqn.primitive.name in ("squeeze", "expand_dims") or (
-        eqn.primitive.name == "reshape" and keeps_order
-    )

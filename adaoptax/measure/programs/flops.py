@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from adaoptax.measure.programs import descriptions as read
-from adaoptax.measure.programs.describe import bodies_of, describe
+from adaoptax.measure.programs.describe import describe
+from adaoptax.measure.programs.equations import bodies_of
 
 
 def count_flops(jaxpr: Any) -> float:

@@ -64,8 +64,8 @@ class Outer(Factor):
     @property
     def sizes(self) -> cost.Sizes:
         """Of the product."""
-        b, n, t, i = _sizes(self.x, self.x_axes)
-        return cost.Sizes(b, n, t, i, _sizes(self.d, self.d_axes)[-1])
+        b, n, t, i = _sizes_of(self.x, self.x_axes)
+        return cost.Sizes(b, n, t, i, _sizes_of(self.d, self.d_axes)[-1])
 
     def in_order(self) -> "Outer":
         """The same with x [B, N, T, I] and d [B, N, T, O]."""
@@ -73,7 +73,7 @@ class Outer(Factor):
         def order(x: jax.Array, axes: Axes) -> jax.Array:
             if axes == _IN_ORDER:
                 return x
-            return x.transpose(sum(axes, ())).reshape(_sizes(x, axes))
+            return x.transpose(sum(axes, ())).reshape(_sizes_of(x, axes))
 
         return Outer(order(self.x, self.x_axes), order(self.d, self.d_axes))
 
@@ -150,7 +150,7 @@ class Outer(Factor):
         return self.x.reshape(-1, self.sizes.i), self.d.reshape(-1, self.sizes.o)
 
 
-def _sizes(x: jax.Array, axes: Axes) -> list[int]:
+def _sizes_of(x: jax.Array, axes: Axes) -> list[int]:
     return [math.prod(x.shape[axis] for axis in group) for group in axes]
 
 
