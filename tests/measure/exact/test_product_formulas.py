@@ -49,6 +49,16 @@ def experts(params, x):
     return jnp.mean(jnp.tanh(each) ** 2) + jnp.mean(each * params["out"].mean())
 
 
+def backwards(params, x):
+    """Contracted axes of the data in descending order, as the parameter has them."""
+    h = jnp.tanh(jnp.tensordot(x, params["in"][:, 0], axes=((2,), (0,))))  # [B, T, HEADS, SIZE]
+    return jnp.mean(jnp.tensordot(h, params["out"], axes=((3, 2), (0, 2))) ** 2)
+
+
+def backwards_without_sequence(params, x):
+    return backwards(params, x[:, :1])
+
+
 def without_sequence(params, x):
     """T = 1, with heads."""
     h = jnp.tanh(jnp.einsum("bd,dchs->chbs", x[:, 0], params["in"]))
@@ -66,7 +76,10 @@ def scanned(params, x):
     return jnp.mean(jax.lax.scan(turn, carry, jnp.moveaxis(x, (0, 1, 2), (2, 0, 1)))[1] ** 2)
 
 
-LOSSES = (heads, parameter_first, merged, experts, without_sequence, scanned)
+LOSSES = (
+    heads, parameter_first, merged, experts, backwards, backwards_without_sequence,
+    without_sequence, scanned,
+)  # fmt: skip
 
 
 @functools.cache
